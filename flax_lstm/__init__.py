@@ -1,0 +1,11 @@
+"""PyTorch's LSTM, point by point, for JAX and Flax Linen."""
+
+from flax_lstm._classifier import LSTMClassifier as LSTMClassifier
+from flax_lstm._lstm import StackedLSTM as StackedLSTM
+from flax_lstm._torch_training import scale_by_torch_biases as scale_by_torch_biases
+from flax_lstm._torch_weights import (
+    classifier_params_from_torch as classifier_params_from_torch,
+    classifier_params_to_torch as classifier_params_to_torch,
+    params_from_torch as params_from_torch,
+    params_to_torch as params_to_torch,
+)

@@ -1,0 +1,52 @@
+"""How torch draws the first weights of its recurrent and linear layers."""
+
+import math
+
+import jax
+from jax.nn.initializers import Initializer
+
+
+def symmetric_uniform(bound: float) -> Initializer:
+    """Initializer drawing from U(-bound, bound).
+
+    `jax.nn.initializers.uniform(bound)` draws from [0, bound) and is no
+    replacement: torch's layers start centred on zero.
+    """
+
+    def init(key, shape, dtype, out_sharding=None):
+        del out_sharding  # Part of JAX's protocol; parameters here are not sharded.
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return init
+
+
+def torch_recurrent_kernel(hidden_size: int) -> Initializer:
+    """U(-1/√H, 1/√H), torch's draw for every weight of a recurrent layer."""
+    return symmetric_uniform(1 / math.sqrt(hidden_size))
+
+
+def torch_recurrent_bias(hidden_size: int) -> Initializer:
+    """The sum of two draws from U(-1/√H, 1/√H): torch's `b_ih` plus its `b_hh`."""
+    draw = symmetric_uniform(1 / math.sqrt(hidden_size))
+
+    def init(key, shape, dtype, out_sharding=None):
+        del out_sharding
+        key_ih, key_hh = jax.random.split(key)
+        return draw(key_ih, shape, dtype) + draw(key_hh, shape, dtype)
+
+    return init
+
+
+def torch_linear(in_features: int) -> Initializer:
+    """U(-1/√in, 1/√in), torch.nn.Linear's draw for its weight and its bias."""
+    return symmetric_uniform(1 / math.sqrt(in_features))
+
+
+def offset_by(init: Initializer, offset: float) -> Initializer:
+    """`init` with the constant `offset` added to every entry."""
+
+    def shifted(key, shape, dtype, out_sharding=None):
+        del out_sharding
+        return init(key, shape, dtype) + offset
+
+    return shifted

@@ -1,0 +1,171 @@
+"""`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from flax_lstm import _validation as check
+from flax_lstm._lstm_cell import LSTMCell
+from flax_lstm._stack import RecurrentStack
+
+
+class StackedLSTM(RecurrentStack):
+    r"""A multi-layer, optionally bidirectional LSTM with torch.nn.LSTM's meaning.
+
+    Each layer computes, for t = 1 … T and with :math:`h` and :math:`c` starting
+    from the given state or zero,
+
+    .. math::
+        i_t &= σ(W_{ii} x_t + W_{hi} h_{t-1} + b_{hi}) \\
+        f_t &= σ(W_{if} x_t + W_{hf} h_{t-1} + b_{hf}) \\
+        g_t &= \tanh(W_{ig} x_t + W_{hg} h_{t-1} + b_{hg}) \\
+        o_t &= σ(W_{io} x_t + W_{ho} h_{t-1} + b_{ho}) \\
+        c_t &= f_t ∘ c_{t-1} + i_t ∘ g_t \\
+        h_t &= W_{hr} (o_t ∘ \tanh c_t) \quad (W_{hr} = 1 \text{ without } proj\_size)
+
+    Axis letters: `B` batch, `T` time, `I` input_size, `H` hidden_size, `P` the
+    width of h (proj_size if set, else H), `L` num_layers, `D` directions.
+
+    Differences from torch, on purpose: torch's two biases per gate are one here
+    (`params_from_torch` adds them, `scale_by_torch_biases` trains them alike);
+    variable lengths come as `seq_lengths` instead of a PackedSequence, and may be
+    0; dropout needs `deterministic=False` and a key.
+
+    Args:
+        input_size: I, number of features of one step.
+        hidden_size: H, number of features of the cell state.
+        num_layers: L, number of layers; each reads the output of the one below.
+        bias: False for a layer without any bias parameters.
+        batch_first: True if input and output are (B, T, ·); states never are.
+        dropout: probability with which an element of every layer's output but the
+            last's is zeroed, when `deterministic=False`.
+        bidirectional: True to also read every layer's input from its end (D = 2).
+        proj_size: P, if the hidden state is projected; 0 for none. Below H.
+        projection_kernel_init: initializer of the projection, (H, P).
+        forget_bias: constant added to the forget gate's bias at initialisation
+            only (1.0 is common; torch has 0.0).
+        dtype: dtype of the computation; None promotes input, h_0 and parameters.
+        param_dtype: dtype in which parameters are created.
+        kernel_init: initializer of the input kernels, (I, H) each.
+        recurrent_kernel_init: initializer of the hidden kernels, (P, H) each.
+        bias_init: initializer of the biases, (H,) each. All initializers default
+            to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
+        implementation: how the recurrence over time is run; `'scan'`.
+
+    Parameters (under `'params'`): for each layer k, and for each reverse direction
+    with `_reverse` appended, `layer_{k}/{ii,if,ig,io}/kernel` (I or D·P, H),
+    `layer_{k}/{hi,hf,hg,ho}/{kernel,bias}` (P, H) and (H,), and with proj_size
+    `layer_{k}/hr/kernel` (H, P). They are OptimizedLSTMCell's own names.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+        UserWarning (a warning): dropout > 0 with one layer, where it does nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import StackedLSTM
+        >>> lstm = StackedLSTM(input_size=28, hidden_size=128, num_layers=2,
+        ...                    batch_first=True)
+        >>> x = jnp.ones((5, 7, 28))
+        >>> variables = lstm.init(jax.random.key(0), x)
+        >>> output, (h_n, c_n) = lstm.apply(variables, x)
+        >>> output.shape, h_n.shape, c_n.shape
+        ((5, 7, 128), (2, 5, 128), (2, 5, 128))
+
+        Rows of different lengths; what stands behind a row's end does not count:
+
+        >>> output, (h_n, c_n) = lstm.apply(
+        ...     variables, x, seq_lengths=jnp.array([7, 3, 1, 0, 7]))
+        >>> bool((output[1, 3:] == 0).all())
+        True
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+    projection_kernel_init: nn.initializers.Initializer | None = None
+    forget_bias: float = 0.0
+
+    cell_class: ClassVar[type[LSTMCell]] = LSTMCell
+
+    @nn.compact
+    def __call__(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        seq_lengths: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Runs the stack over a sequence.
+
+        Args:
+            input: (T, B, I), (B, T, I) if batch_first, or unbatched (T, I);
+                floating. A floating dtype is cast as Flax casts, an integer one
+                is refused.
+            hx: `(h_0, c_0)` of shapes (L·D, B, P) and (L·D, B, H), or (L·D, P) and
+                (L·D, H) with unbatched input; floating. Rows are in torch's order:
+                layer 0 forward, layer 0 reverse, layer 1 forward, … None is zeros.
+                The returned states can be passed to continue a sequence.
+            seq_lengths: (B,) integers, how many steps of each row count, in place
+                of a PackedSequence; None if all do. Known values outside [0, T]
+                are an error; values traced by jit or vmap are clipped to [0, T].
+            deterministic: False applies dropout, which needs
+                `rngs={'dropout': key}`.
+
+        Returns:
+            `output, (h_n, c_n)`. `output`: (T, B, D·P), (B, T, D·P) if batch_first,
+            or (T, D·P), the last layer's h at every step, and zeros behind a row's
+            end. `h_n` (L·D, B, P) and `c_n` (L·D, B, H): the states after each
+            row's own last step (the initial ones for a length of 0).
+
+            `output` and `h_n` have the dtype of the computation, `c_n` that dtype
+            or float32 if that is wider.
+
+        Raises:
+            TypeError: a non-floating input or state, non-integer lengths, a state
+                that is no tuple, a `deterministic` that is no bool.
+            ValueError: a wrong rank, size, shape or length, an empty sequence,
+                lengths with unbatched input, a missing dropout key.
+        """
+        return self.run(input, hx, seq_lengths, deterministic)
+
+    def check_options(self) -> None:
+        super().check_options()
+        check.require_natural_int("proj_size", self.proj_size)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size: expected it to be smaller than hidden_size "
+                f"{self.hidden_size}, got {self.proj_size}"
+            )
+        check.require_number("forget_bias", self.forget_bias)
+        if self.forget_bias and not self.bias:
+            raise ValueError(
+                f"forget_bias: expected 0 with bias=False, which leaves no bias to "
+                f"add it to, got {self.forget_bias}"
+            )
+
+    def make_cell(self, dtype: DTypeLike, name: str) -> LSTMCell:
+        return LSTMCell(
+            features=self.hidden_size,
+            use_bias=self.bias,
+            proj_size=self.proj_size,
+            kernel_init=self.kernel_initializer,
+            recurrent_kernel_init=self.recurrent_kernel_initializer,
+            bias_init=self.bias_initializer,
+            projection_kernel_init=self.projection_kernel_init
+            or self.recurrent_kernel_initializer,
+            forget_bias=self.forget_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )

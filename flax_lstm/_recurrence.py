@@ -1,0 +1,82 @@
+"""Running one cell over time: the replaceable part of a stack.
+
+Every implementation has the signature of `scan_over_time`, reads the same
+parameters and gives the same results; `IMPLEMENTATIONS` is the list of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_lstm._cell import Carry
+
+Recurrence = Callable[..., tuple[Carry, jax.Array]]
+
+
+def scan_over_time(
+    cell: Any,
+    carry: Carry,
+    inputs: jax.Array,
+    *,
+    valid: jax.Array | None,
+    reverse: bool,
+) -> tuple[Carry, jax.Array]:
+    """One `nn.scan` over the cell, a step at a time.
+
+    Args:
+        cell: a Linen module after `StackableCell`, bound inside its parent.
+        carry: the cell's state before the first step; leaves (B, …).
+        inputs: (T, B, I). Where `valid` is False they must be finite.
+        valid: (T, B) bool, or None if every step of every row counts. A step that
+            is not valid leaves its row's carry alone and outputs zero, so in the
+            reverse direction each row starts at its own last valid step.
+        reverse: run from step T-1 down to step 0.
+
+    Returns:
+        The carry after the last step, and the outputs (T, B, P), where output t
+        belongs to input t in both directions.
+    """
+    carry = _with_varying_axes_of(carry, (inputs, valid, cell.variables))
+
+    def step(cell, carry, step_inputs):
+        x, is_valid = step_inputs
+        new_carry, y = cell(carry, x)
+        if is_valid is not None:
+            keep = is_valid[:, None]
+            new_carry = jax.tree.map(
+                lambda new, old: jnp.where(keep, new, old), new_carry, carry
+            )
+            y = jnp.where(keep, y, jnp.zeros_like(y))
+        return new_carry, y
+
+    scan = nn.scan(
+        step,
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        reverse=reverse,
+    )
+    return scan(cell, carry, (inputs, valid))
+
+
+IMPLEMENTATIONS: dict[str, Recurrence] = {"scan": scan_over_time}
+
+
+def _with_varying_axes_of(carry: Carry, others: Any) -> Carry:
+    """`carry`, made to vary over every mesh axis that any of `others` varies over.
+
+    Inside `jax.shard_map` a scan's carry must have the same varying axes before
+    and after a step. Zeros, or a state given to all shards, vary over none, while
+    one step mixes them with the shard's own rows. Outside of shard_map every set
+    of axes is empty and nothing is done.
+    """
+    leaves = jax.tree.leaves((carry, others))
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+
+    def cast(leaf):
+        missing = tuple(sorted(axes - jax.typeof(leaf).manual_axis_type.varying))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, carry)

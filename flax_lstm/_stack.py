@@ -1,0 +1,218 @@
+"""Layers and directions on top of one cell: everything but the gates."""
+
+import abc
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from flax_lstm import _validation as check
+from flax_lstm._cell import StackableCell, State
+from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
+from flax_lstm._recurrence import IMPLEMENTATIONS
+
+
+class RecurrentStack(nn.Module, kw_only=True):
+    """A stack of recurrent layers, each in one or two directions.
+
+    Subclasses declare torch's own options in torch's order, name their cell's
+    class and build one cell; see `StackedLSTM`. What is Flax's or JAX's is
+    declared here, by keyword only.
+
+    The parameters of layer k are the cell's own tree under `layer_{k}`, those of
+    its reverse direction under `layer_{k}_reverse`.
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer | None = None
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    implementation: str = "scan"
+
+    cell_class: ClassVar[type[StackableCell]]
+
+    if TYPE_CHECKING:  # Declared by each subclass, in the order of its torch class.
+        input_size: int
+        hidden_size: int
+        num_layers: int
+        bias: bool
+        batch_first: bool
+        dropout: float
+        bidirectional: bool
+
+    @abc.abstractmethod
+    def make_cell(self, dtype: DTypeLike, name: str) -> Any:
+        """One cell, as a Linen module called `name` that computes in `dtype`."""
+
+    def __post_init__(self) -> None:
+        self.check_options()
+        # Flax clones a module whenever it binds it to variables (the parent is a
+        # Scope then); the warning belongs to the user's own construction.
+        bound = isinstance(self.parent, flax.core.Scope)
+        if self.dropout > 0 and self.num_layers == 1 and not bound:
+            warnings.warn(
+                f"dropout: it is applied after every layer but the last, so "
+                f"dropout={self.dropout} does nothing with num_layers=1",
+                UserWarning,
+                stacklevel=3,
+            )
+        super().__post_init__()
+
+    def check_options(self) -> None:
+        """Raises a TypeError or ValueError if an option of the stack is wrong."""
+        check.require_positive_int("input_size", self.input_size)
+        check.require_positive_int("hidden_size", self.hidden_size)
+        check.require_positive_int("num_layers", self.num_layers)
+        check.require_bool("bias", self.bias)
+        check.require_bool("batch_first", self.batch_first)
+        check.require_probability("dropout", self.dropout)
+        check.require_bool("bidirectional", self.bidirectional)
+        check.require_floating_dtype("dtype", self.dtype)
+        check.require_floating_dtype("param_dtype", self.param_dtype)
+        check.require_one_of("implementation", self.implementation, IMPLEMENTATIONS)
+
+    @property
+    def kernel_initializer(self) -> Initializer:
+        return self.kernel_init or torch_recurrent_kernel(self.hidden_size)
+
+    @property
+    def recurrent_kernel_initializer(self) -> Initializer:
+        return self.recurrent_kernel_init or torch_recurrent_kernel(self.hidden_size)
+
+    @property
+    def bias_initializer(self) -> Initializer:
+        return self.bias_init or torch_recurrent_bias(self.hidden_size)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        proj_size = getattr(self, "proj_size", 0)
+        return self.cell_class.state_sizes(self.hidden_size, proj_size)
+
+    def run(
+        self, input: Any, state: Any, seq_lengths: Any, deterministic: Any
+    ) -> tuple[jax.Array, State]:
+        """The whole stack; to be called from a subclass's compact `__call__`.
+
+        Args:
+            input: (T, B, I), (B, T, I) if batch_first, or (T, I).
+            state: None, or a tuple of (L·D, B, ·) arrays, (L·D, ·) with (T, I).
+            seq_lengths: None or (B,) integers.
+            deterministic: False to apply dropout.
+
+        Returns:
+            The output in the layout of `input`, and the final states as a tuple.
+        """
+        check.require_bool("deterministic", deterministic)
+        x = check.as_floating_array("input", input)
+        batched = x.ndim == 3
+        batch_first = self.batch_first and batched
+        check.require_input_shape("input", x, self.input_size, 1 if batch_first else 0)
+        if batch_first:
+            x = x.swapaxes(0, 1)
+        if not batched:
+            x = x[:, None]
+        steps, batch = x.shape[:2]
+
+        valid = None
+        if seq_lengths is not None:
+            shape = jnp.shape(input)
+            lengths = check.as_lengths(seq_lengths, shape, batch, steps)
+            valid = jnp.arange(steps)[:, None] < lengths
+            # Whatever stands in the padding (NaN too) must not reach a product:
+            # 0 * NaN would come back in the gradients.
+            x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
+
+        state = self._checked_state(state, batch, batched)
+        dtype = self._computation_dtype(x, state)
+        x = x.astype(dtype)
+        state = self._initial_state(state, x, dtype)
+
+        x, state = self._run_layers(x, state, valid, deterministic, dtype)
+
+        if not batched:
+            x, state = x[:, 0], tuple(array[:, 0] for array in state)
+        if batch_first:
+            x = x.swapaxes(0, 1)
+        return x, state
+
+    def _run_layers(self, x, state, valid, deterministic, dtype):
+        """Layer after layer on time-major (T, B, ·), each in its directions."""
+        recur = IMPLEMENTATIONS[self.implementation]
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        final_states = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction, suffix in enumerate(directions):
+                row = layer * len(directions) + direction
+                cell = self.make_cell(dtype, name=f"layer_{layer}{suffix}")
+                carry, y = recur(
+                    cell,
+                    cell.to_carry(tuple(array[row] for array in state)),
+                    x,
+                    valid=valid,
+                    reverse=bool(direction),
+                )
+                outputs.append(y)
+                final_states.append(cell.to_state(carry))
+            x = jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
+            if layer < self.num_layers - 1:
+                x = self._drop_out(x, deterministic)
+        return x, tuple(jnp.stack(arrays) for arrays in zip(*final_states, strict=True))
+
+    def _drop_out(self, x, deterministic):
+        active = self.dropout > 0 and not deterministic
+        if active and not self.has_rng("dropout"):
+            raise ValueError(
+                f"rngs: expected a key for dropout={self.dropout} with "
+                f"deterministic=False, got none; pass rngs={{'dropout': key}}"
+            )
+        return nn.Dropout(self.dropout)(x, deterministic=deterministic)
+
+    def _checked_state(self, state, batch, batched):
+        """The user's state as batched floating arrays of the right shapes, or None."""
+        if state is None:
+            return None
+        names = tuple(f"{name}_0" for name in self.cell_class.state_names)
+        state = check.require_state_tuple(names, state)
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        arrays = []
+        for name, size, value in zip(names, self.state_sizes, state, strict=True):
+            array = check.as_floating_array(name, value)
+            expected = (rows, batch, size) if batched else (rows, size)
+            check.require_shape(name, array, expected)
+            arrays.append(array if batched else array[:, None])
+        return tuple(arrays)
+
+    def _computation_dtype(self, x, state):
+        """`dtype` if it is set; else what input, hidden state and parameters promote to.
+
+        The cell state has no say: it is float32 beside bfloat16 anyway.
+        """
+        if self.dtype is not None:
+            return self.dtype
+        hidden = () if state is None else (state[0],)
+        return jnp.result_type(x, *hidden, self.param_dtype)
+
+    def _initial_state(self, state, x, dtype):
+        """`state` in the dtypes of the cell, or zeros, sharded as the rows of `x` are.
+
+        Plain `jnp.zeros` would be replicated, which a scan over a batch with an
+        explicit sharding refuses as its carry.
+        """
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        dtypes = self.cell_class.state_dtypes(dtype)
+        if state is not None:
+            return tuple(
+                array.astype(dtype) for array, dtype in zip(state, dtypes, strict=True)
+            )
+        column = jnp.zeros_like(x[0, :, :1])
+        return tuple(
+            jnp.broadcast_to(column.astype(dtype), (rows, len(column), size))
+            for size, dtype in zip(self.state_sizes, dtypes, strict=True)
+        )

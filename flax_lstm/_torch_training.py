@@ -1,0 +1,62 @@
+"""Training that follows torch's trajectory although torch has two biases per gate."""
+
+from typing import TYPE_CHECKING
+
+import jax
+
+if TYPE_CHECKING:
+    import optax
+
+_GATE_MODULES = frozenset({"hi", "hf", "hg", "ho"})
+
+
+def scale_by_torch_biases() -> "optax.GradientTransformation":
+    r"""Doubles the updates of the LSTM's biases, as two torch biases add up to.
+
+    torch trains :math:`b_{ih}` and :math:`b_{hh}`, which get the same gradient, and
+    each takes the optimizer's step :math:`u`: their sum moves by :math:`2u`. Here
+    the sum is the parameter, so its step has to be doubled.
+
+    Put it behind the step's direction and before any weight decay, which torch
+    applies to each bias and so to their sum once:
+
+        optax.chain(optax.scale_by_adam(), scale_by_torch_biases(),
+                    optax.add_decayed_weights(1e-2), optax.scale_by_learning_rate(1e-3))
+
+    Without weight decay it can stand behind the whole optimizer:
+    `optax.chain(optax.adam(1e-3), scale_by_torch_biases())`.
+
+    Exact for every optimizer that treats each entry by itself (SGD, momentum,
+    RMSProp, Adam and its kin). Not covered: whatever looks at several entries at
+    once, such as clipping by global norm (torch's norm counts these gradients
+    twice), LARS and LAMB, Shampoo; and weight decay inside the gradient (torch's
+    `weight_decay` of Adam and SGD), since it would need both biases apart.
+
+    Returns:
+        A stateless `optax.GradientTransformation`. It touches the leaves
+        `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` anywhere in a tree, and no
+        other: the head of `LSTMClassifier` has one bias in torch as well.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from flax_lstm import scale_by_torch_biases
+        >>> tx = optax.chain(optax.sgd(1.0), scale_by_torch_biases())
+        >>> params = {'hi': {'bias': jnp.zeros(1)}, 'head': {'bias': jnp.zeros(1)}}
+        >>> grads = {'hi': {'bias': jnp.ones(1)}, 'head': {'bias': jnp.ones(1)}}
+        >>> updates, _ = tx.update(grads, tx.init(params))
+        >>> float(updates['hi']['bias'][0]), float(updates['head']['bias'][0])
+        (-2.0, -1.0)
+
+    Source: the two biases of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    """
+    import optax  # Here, so that `import flax_lstm` does not have to wait for it.
+
+    def double(path, update):
+        names = [getattr(key, "key", None) for key in path[-2:]]
+        is_gate_bias = len(names) == 2 and names[0] in _GATE_MODULES
+        return 2 * update if is_gate_bias and names[1] == "bias" else update
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(double, updates)
+    )

@@ -1,0 +1,179 @@
+"""Checks of what users pass in; every message names the argument and both sides.
+
+Nothing here knows of a cell or a layer. The wording follows torch's where torch
+has a message for the case.
+"""
+
+import numbers
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def require_positive_int(name: str, value: Any) -> None:
+    """`value` is an integer of at least 1, and no bool."""
+    _require_int(name, value, "a positive integer")
+    if value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
+
+
+def require_natural_int(name: str, value: Any) -> None:
+    """`value` is an integer of at least 0, and no bool."""
+    _require_int(name, value, "zero or a positive integer")
+    if value < 0:
+        raise ValueError(f"{name}: expected zero or a positive integer, got {value}")
+
+
+def _require_int(name: str, value: Any, expected: str) -> None:
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}") from None
+
+
+def require_probability(name: str, value: Any) -> None:
+    """`value` is a number in [0, 1], and no bool."""
+    expected = "a number in [0, 1], the probability that an element is zeroed"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def require_number(name: str, value: Any) -> None:
+    """`value` is a finite number, and no bool."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a finite number, got {_shown(value)}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def require_bool(name: str, value: Any) -> None:
+    """`value` is True or False (a traced or integer truth value is refused)."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {_shown(value)}")
+
+
+def require_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    """`value` is one of the strings in `allowed`."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
+def require_floating_dtype(name: str, value: Any) -> None:
+    """`value` is None or a real floating-point dtype."""
+    if value is None:
+        return
+    try:
+        floating = jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"{name}: expected a floating-point dtype, got {value!r}")
+
+
+def as_floating_array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array; a TypeError unless its dtype is real floating."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: expected an array of floating-point numbers, got {_shown(value)}"
+        ) from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: expected a floating-point dtype, got {array.dtype} "
+            f"(cast it first, for example {name}.astype(jnp.float32))"
+        )
+    return array
+
+
+def require_input_shape(name: str, x: jax.Array, input_size: int, time: int) -> None:
+    """`x` is 2D or 3D, `input_size` wide, and its axis `time` is not empty."""
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"{name}: expected 2D (unbatched) or 3D (batched), got {x.ndim}D "
+            f"of shape {x.shape}"
+        )
+    if x.shape[-1] != input_size:
+        raise ValueError(
+            f"{name}: expected the last axis to be input_size {input_size}, "
+            f"got {x.shape[-1]} in shape {x.shape}"
+        )
+    if x.shape[time] == 0:
+        raise ValueError(
+            f"{name}: expected a sequence length larger than 0, got shape {x.shape}"
+        )
+
+
+def require_state_tuple(names: Sequence[str], state: Any) -> tuple[Any, ...]:
+    """`state` is a tuple (or list) with one entry for each of `names`."""
+    expected = f"a tuple ({', '.join(names)})"
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(f"hx: expected {expected}, got {_shown(state)}")
+    if len(state) != len(names):
+        raise ValueError(f"hx: expected {expected}, got {len(state)} entries")
+    return tuple(state)
+
+
+def require_shape(name: str, array: jax.Array, expected: tuple[int, ...]) -> None:
+    """`array` has exactly the shape `expected`."""
+    if array.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {array.shape}")
+
+
+def as_lengths(
+    lengths: Any, x_shape: tuple[int, ...], batch: int, steps: int
+) -> jax.Array:
+    """`seq_lengths` as (B,) int32 within [0, T].
+
+    Values that are known here must lie in the range; the values of a traced
+    array (under jit, vmap, …) cannot raise and are clipped to it.
+    """
+    name = "seq_lengths"
+    if len(x_shape) == 2:
+        raise ValueError(
+            f"{name}: expected None with unbatched 2D input of shape {x_shape}; "
+            f"cut the sequence to its length instead"
+        )
+    try:
+        array = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    except ValueError:
+        array = np.asarray(None)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    if array.shape != (batch,):
+        raise ValueError(f"{name}: expected shape ({batch},), got {array.shape}")
+    if _has_known_values(array):
+        values = np.asarray(array)
+        outside = np.flatnonzero((values < 0) | (values > steps))
+        if outside.size:
+            row = int(outside[0])
+            raise ValueError(
+                f"{name}: expected lengths within [0, {steps}], "
+                f"got {values[row]} in row {row}"
+            )
+    # Clipped before the cast, so that no wide integer wraps around into the range.
+    return jnp.clip(jnp.asarray(array), 0, steps).astype(jnp.int32)
+
+
+def _has_known_values(array: Any) -> bool:
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def _shown(value: Any) -> str:
+    """`value` in an error: short things as they are, others by their type."""
+    if isinstance(value, (int, float, complex, bool, str, type(None))):
+        return f"{value!r}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
