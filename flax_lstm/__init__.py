@@ -9,3 +9,4 @@ from flax_lstm._torch_weights import (
     params_from_torch as params_from_torch,
     params_to_torch as params_to_torch,
 )
+from flax_lstm.checkpoint import load_classifier as load_classifier

@@ -1,0 +1,1 @@
+"""Command-line experiments on top of `flax_lstm`; see the README."""

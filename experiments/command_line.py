@@ -1,0 +1,54 @@
+"""Running a command: flags in, one clear line out when something is wrong."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from experiments.errors import RunError
+
+USAGE_STATUS = 2
+FAILURE_STATUS = 1
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it.
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, calls `main`, and ends the process."""
+    program = f"python -m experiments.{_module_name()}"
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
+        if len(rest) > 1:
+            _fail(program, f"unexpected argument {rest[1]!r} (see --help)", USAGE_STATUS)
+        return rest
+
+    def guarded(argv):
+        del argv
+        if not flags.FLAGS["verbosity"].present:
+            # Orbax and matplotlib log dozens of lines a checkpoint or picture.
+            logging.set_verbosity(logging.ERROR)
+        try:
+            main()
+        except RunError as error:
+            _fail(program, _one_line(error), FAILURE_STATUS)
+        except KeyboardInterrupt:
+            _fail(program, "interrupted", INTERRUPTED_STATUS)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.rpartition(".")[2] if spec else "?"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _fail(program: str, message: str, status: int) -> None:
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""Images as sequences of rows: real MNIST, and the embedded digits."""

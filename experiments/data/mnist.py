@@ -1,0 +1,155 @@
+"""Real MNIST: prepared once by tensorflow-datasets, then read in seconds."""
+
+import os
+import threading
+
+import numpy as np
+
+from experiments.data.dataset import Dataset, Split
+from experiments.errors import RunError
+
+NAME = "mnist"
+WHITE = 255
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+_PROBE_SECONDS = 3.0
+
+
+def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
+    """MNIST from `data_dir`, prepared there first if it is not yet.
+
+    Args:
+        data_dir: TFDS's folder; None is its default, `~/tensorflow_datasets`.
+        manual_dir: folder that may hold the four upstream files; None is TFDS's
+            default, `downloads/manual` in `data_dir`. What is not there is
+            downloaded. Size and SHA-256 are checked either way.
+
+    Raises:
+        RunError: not to be had, or a damaged file (both checksums are named).
+    """
+    builder = _builder(data_dir)
+    if not builder.is_prepared():
+        _prepare(builder, manual_dir)
+    return Dataset(
+        name=NAME,
+        train=_read(builder, "train"),
+        test=_read(builder, "test"),
+        white=WHITE,
+    )
+
+
+def why_unavailable(data_dir: str | None, manual_dir: str | None) -> str | None:
+    """Why MNIST can't be had within seconds, or None if it can."""
+    try:
+        builder = _builder(data_dir)
+    except RunError as error:
+        return str(error)
+    if builder.is_prepared():
+        return None
+    folder = manual_dir or _default_manual_dir(builder)
+    missing = [name for name in FILES if not os.path.exists(os.path.join(folder, name))]
+    if not missing:
+        return None
+    problem = _why_unreachable()
+    if problem is None:
+        return None
+    return (
+        f"it is not prepared in {builder.data_dir}, {folder} lacks "
+        f"{', '.join(missing)}, and the download host can't be reached ({problem})"
+    )
+
+
+def _builder(data_dir: str | None):
+    try:
+        import array_record.python.array_record_module  # noqa: F401
+
+        from experiments.data.mnist_rows import MnistRows
+    except ImportError as error:
+        raise RunError(
+            f"MNIST needs tensorflow-datasets and array_record (Linux only), and they "
+            f"can't be imported here: {error}; --dataset=digits needs neither"
+        ) from error
+    try:
+        return MnistRows(
+            data_dir=None if data_dir is None else os.path.expanduser(data_dir),
+            file_format="array_record",
+        )
+    except OSError as error:
+        raise RunError(f"--data_dir: expected a usable folder, got {error}") from error
+
+
+def _default_manual_dir(builder) -> str:
+    return os.path.join(str(builder._data_dir_root), "downloads", "manual")
+
+
+def _prepare(builder, manual_dir: str | None) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import (
+        NonMatchingChecksumError,
+    )
+
+    if manual_dir is not None and not os.path.isdir(manual_dir):
+        raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
+    download_config = tfds.download.DownloadConfig(
+        manual_dir=manual_dir or _default_manual_dir(builder),
+        force_checksums_validation=True,
+        try_download_gcs=False,
+    )
+    try:
+        builder.download_and_prepare(download_config=download_config)
+    except RunError:
+        raise
+    except NonMatchingChecksumError as error:
+        message = str(error).partition("To debug")[0]
+        raise RunError(f"damaged file: {message}") from error
+    except Exception as error:  # TFDS lets the errors of several libraries through.
+        raise RunError(
+            f"MNIST could not be prepared in {builder.data_dir}: "
+            f"{type(error).__name__}: {error}; with the four upstream files in a "
+            f"folder, --manual_dir=FOLDER needs no network"
+        ) from error
+
+
+def _read(builder, split: str) -> Split:
+    source = builder.as_data_source(split)
+    try:
+        examples = source.__getitems__(range(len(source)))
+    except Exception as error:  # array_record raises its own kinds for damage.
+        raise RunError(
+            f"the prepared MNIST in {builder.data_dir} can't be read ({error}); remove "
+            f"that folder to prepare it again"
+        ) from error
+    return Split(
+        images=np.stack([example["image"] for example in examples]),
+        labels=np.array([example["label"] for example in examples], np.int32),
+    )
+
+
+def _why_unreachable() -> str | None:
+    """Asks the download host for a head, within `_PROBE_SECONDS` in all.
+
+    In a thread of its own, since no timeout covers the look-up of a name.
+    """
+    outcome = [f"no answer within {_PROBE_SECONDS:.0f} s"]
+
+    def probe():
+        import requests
+
+        from experiments.data.mnist_rows import URL
+
+        try:
+            response = requests.head(URL + FILES[-1], timeout=_PROBE_SECONDS)
+            response.raise_for_status()
+        except requests.RequestException as error:
+            outcome[0] = type(error).__name__
+        else:
+            outcome[0] = ""
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return outcome[0] or None

@@ -1,0 +1,59 @@
+"""A tensorflow-datasets builder of MNIST that needs no TensorFlow.
+
+The stock `mnist` builder unpacks and encodes images with TensorFlow. This one has
+the same files (`checksums.tsv`: URL, size, SHA-256, name, as TFDS records them),
+but unpacks them in Python and writes plain arrays to array_record files.
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets.public_api as tfds
+
+from experiments.data.idx import read_idx
+
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+IMAGE_SHAPE = (28, 28)
+
+
+class MnistRows(tfds.core.GeneratorBasedBuilder):
+    """Handwritten digits, (28, 28) uint8 each, white (255) on black."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    # Of each split: the name's stem, and the number of examples.
+    SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="MNIST handwritten digits, each image as its 28 rows.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="http://yann.lecun.com/exdb/mnist/",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        files = dl_manager.download(
+            {
+                (split, kind): f"{URL}{stem}-{kind}-ubyte.gz"
+                for split, (stem, _) in self.SPLITS.items()
+                for kind in ("images-idx3", "labels-idx1")
+            }
+        )
+        return {
+            split: self._generate_examples(
+                files[split, "images-idx3"], files[split, "labels-idx1"], count
+            )
+            for split, (_, count) in self.SPLITS.items()
+        }
+
+    def _generate_examples(self, images_path, labels_path, count):
+        images = read_idx(images_path, (count, *IMAGE_SHAPE))
+        labels = read_idx(labels_path, (count,))
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield index, {"image": image, "label": int(label)}

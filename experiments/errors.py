@@ -1,0 +1,5 @@
+"""The one exception that means: the user can mend this."""
+
+
+class RunError(Exception):
+    """Ends a command with its message as one line on stderr and no traceback."""

@@ -1,0 +1,151 @@
+"""The form of a classifier's checkpoint, and loading one.
+
+A checkpoint folder is what `orbax.checkpoint.CheckpointManager` writes, one folder
+a step, with these items:
+
+- `params`: the model's parameters.
+- `training`: what only a continued training needs (optimizer state, keys).
+- `config`: JSON with `format_version`, the `model`'s options, and whatever else the
+  writer records (the dataset, the run's hyper-parameters, epoch and step).
+
+Orbax is imported when a function here is called, not before.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_lstm._classifier import LSTMClassifier
+
+FORMAT_VERSION = 1
+PARAMS, TRAINING, CONFIG = "params", "training", "config"
+
+_DTYPE_OPTIONS = ("dtype", "param_dtype")
+
+
+def classifier_options(model: LSTMClassifier) -> dict[str, Any]:
+    """The constructor options of `model` as JSON values, dtypes by name."""
+    options = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name")
+    }
+    for name in _DTYPE_OPTIONS:
+        if options[name] is not None:
+            options[name] = jnp.dtype(options[name]).name
+    return options
+
+
+def classifier_from_options(options: dict[str, Any]) -> LSTMClassifier:
+    """The inverse of `classifier_options`.
+
+    Raises:
+        ValueError, TypeError: an unknown option, or a value out of its range.
+    """
+    options = dict(options)
+    for name in _DTYPE_OPTIONS:
+        if options.get(name) is not None:
+            options[name] = jnp.dtype(options[name])
+    return LSTMClassifier(**options)
+
+
+def abstract_params(model: LSTMClassifier) -> Any:
+    """Shapes, dtypes and (one local device) sharding of `model`'s parameters.
+
+    Orbax without such a target insists on the devices that wrote the checkpoint.
+    """
+    sequence = jax.ShapeDtypeStruct((1, 1, model.input_size), model.param_dtype)
+    variables = jax.eval_shape(model.init, jax.random.key(0), sequence)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        variables["params"],
+    )
+
+
+def read_config(path: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+    """The `config` item of a checkpoint, with the `step` it belongs to.
+
+    Args:
+        path: the folder of the checkpoints (an experiment's workdir).
+        step: which one; None is the newest.
+
+    Raises:
+        FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        ValueError: a checkpoint of another format version.
+    """
+    import orbax.checkpoint as ocp
+
+    with _reader(path) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise FileNotFoundError(f"path: expected a checkpoint in {path}, got none")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(
+                f"step: expected one of {steps} in {path}, got {step}"
+            )
+        step = steps[-1] if step is None else step
+        restored = manager.restore(
+            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+        )
+    config = dict(restored[CONFIG])
+    if config.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"path: expected a checkpoint of format version {FORMAT_VERSION} in {path}, "
+            f"got {config.get('format_version')!r}"
+        )
+    return {**config, "step": step}
+
+
+def load_classifier(
+    path: str | os.PathLike[str], step: int | None = None
+) -> tuple[LSTMClassifier, dict[str, Any]]:
+    """Restores a trained classifier, ready for `model.apply(variables, x)`.
+
+    The checkpoint says itself which model it holds. It is restored on this
+    process's first device, whatever number and kind of devices wrote it.
+
+    Args:
+        path: the folder of the checkpoints, such as the `--workdir` of
+            `python -m experiments.mnist`.
+        step: which checkpoint; None is the newest.
+
+    Returns:
+        `(model, variables)`; the parameters are under `variables['params']`.
+
+    Raises:
+        FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        ValueError: a checkpoint of another format version.
+
+    Example:
+        >>> from flax_lstm import load_classifier
+        >>> load_classifier('no/such/folder')
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: path: expected a folder of checkpoints, got no/such/folder
+
+    Source: https://orbax.readthedocs.io/
+    """
+    import orbax.checkpoint as ocp
+
+    config = read_config(path, step)
+    model = classifier_from_options(config["model"])
+    target = ocp.args.StandardRestore(abstract_params(model))
+    with _reader(path) as manager:
+        restored = manager.restore(
+            config["step"], args=ocp.args.Composite(params=target)
+        )
+    return model, {"params": restored[PARAMS]}
+
+
+def _reader(path):
+    import orbax.checkpoint as ocp
+
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"path: expected a folder of checkpoints, got {path}")
+    return ocp.CheckpointManager(
+        os.path.abspath(path), options=ocp.CheckpointManagerOptions(read_only=True)
+    )
