@@ -1,7 +1,6 @@
 """The answer of a classifier for one image, as text and as a picture."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -83,5 +82,3 @@ def predict(
     )
 
 
-def picture_path(workdir: str, name: str) -> str:
-    return os.path.join(workdir, f"{name}.png")

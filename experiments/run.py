@@ -13,8 +13,9 @@ from experiments.data.dataset import Dataset
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
+from experiments.restored import restore
 from experiments.training import Epochs, TrainState, create_state
-from flax_lstm import LSTMClassifier, load_classifier
+from flax_lstm import LSTMClassifier
 
 _RUNS = "runs"
 _SHOWN_TEST_INDEX = 0
@@ -144,22 +145,23 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
 
 def _final_test(workdir: str, data: Dataset) -> None:
     """As a user would: nothing but the workdir is known, and the model comes from it."""
-    model, variables = load_classifier(workdir)
+    classifier = restore(workdir)
     test = DeviceSplit.of(data.test)
-    totals = evaluate(model, variables["params"], test, data.white)
+    params = classifier.variables["params"]
+    totals = evaluate(classifier.model, params, test, data.white)
     means = totals.means()
     print(
         f"Final test: loss {means['loss']:.4f}, accuracy {means['accuracy']:.2%} "
         f"({int(totals.correct)} of {means['examples']})"
     )
     shown = prediction.predict(
-        model,
-        variables,
+        classifier.model,
+        classifier.variables,
         data.test.images[_SHOWN_TEST_INDEX],
         data.white,
         int(data.test.labels[_SHOWN_TEST_INDEX]),
     )
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
-    path = prediction.picture_path(workdir, f"test-{_SHOWN_TEST_INDEX}")
+    path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     shown.save_figure(path)
     print(f"Picture: {path}", flush=True)

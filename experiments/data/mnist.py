@@ -1,6 +1,8 @@
 """Real MNIST: prepared once by tensorflow-datasets, then read in seconds."""
 
 import os
+import pathlib
+import sys
 import threading
 
 import numpy as np
@@ -83,7 +85,9 @@ def _builder(data_dir: str | None):
 
 
 def _default_manual_dir(builder) -> str:
-    return os.path.join(str(builder._data_dir_root), "downloads", "manual")
+    # builder.data_dir is <root>/<name>/<version>; downloads lie beside the name.
+    root = pathlib.Path(builder.data_dir).parents[1]
+    return str(root / "downloads" / "manual")
 
 
 def _prepare(builder, manual_dir: str | None) -> None:
@@ -94,6 +98,8 @@ def _prepare(builder, manual_dir: str | None) -> None:
 
     if manual_dir is not None and not os.path.isdir(manual_dir):
         raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     download_config = tfds.download.DownloadConfig(
         manual_dir=manual_dir or _default_manual_dir(builder),
         force_checksums_validation=True,

@@ -1,0 +1,80 @@
+"""A classifier restored from a workdir, with the dataset that it was trained on."""
+
+import dataclasses
+import os
+from typing import Any
+
+from experiments import prediction
+from experiments.data import choose
+from experiments.errors import RunError
+from experiments.images import FORMS, read_digit
+from experiments.prediction import Prediction
+from flax_lstm import LSTMClassifier, load_classifier
+from flax_lstm.checkpoint import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredClassifier:
+    """A model, its variables, and the record of its checkpoint."""
+
+    workdir: str
+    model: LSTMClassifier
+    variables: Any
+    dataset: str
+    epoch: int
+    step: int
+
+    @property
+    def description(self) -> str:
+        return f"Restored: epoch {self.epoch}, step {self.step}, trained on {self.dataset}"
+
+    def picture_path(self, name: str) -> str:
+        return os.path.join(self.workdir, f"{name}.png")
+
+    def predict_image(self, path: str) -> Prediction:
+        """Of any PNG or JPEG of one digit."""
+        form = FORMS[self.dataset]
+        image = read_digit(path, form)
+        return prediction.predict(self.model, self.variables, image, form.white)
+
+    def predict_example(
+        self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
+    ) -> Prediction:
+        """Of an example of the dataset that the model was trained on."""
+        data = choose.load(self.dataset, data_dir, manual_dir)
+        split = data.split(split_name)
+        if not 0 <= index < len(split):
+            raise RunError(
+                f"--index: expected 0 to {len(split) - 1} in the {split_name} split of "
+                f"{self.dataset}, got {index}"
+            )
+        return prediction.predict(
+            self.model,
+            self.variables,
+            split.images[index],
+            data.white,
+            int(split.labels[index]),
+        )
+
+
+def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
+    """The classifier of `workdir`'s newest checkpoint, or of that of `step`.
+
+    Raises:
+        RunError: no folder, no checkpoint, or one that can't be read.
+    """
+    try:
+        config = read_config(workdir, step)
+        model, variables = load_classifier(workdir, config["step"])
+        return RestoredClassifier(
+            workdir=workdir,
+            model=model,
+            variables=variables,
+            dataset=config["dataset"]["name"],
+            epoch=config["epoch"],
+            step=config["step"],
+        )
+    except FileNotFoundError as error:
+        raise RunError(f"--workdir: {str(error).partition(': ')[2]}") from error
+    except Exception as error:  # Orbax raises many kinds for a damaged file.
+        raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
