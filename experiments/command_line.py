@@ -1,5 +1,6 @@
 """Running a command: flags in, one clear line out when something is wrong."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from experiments.errors import RunError
 USAGE_STATUS = 2
 FAILURE_STATUS = 1
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it.
+BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 
 
 def run(main: Callable[[], None]) -> None:
@@ -22,7 +24,8 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
         if len(rest) > 1:
-            _fail(program, f"unexpected argument {rest[1]!r} (see --help)", USAGE_STATUS)
+            message = f"unexpected argument {rest[1]!r} (see --help)"
+            _fail(program, message, USAGE_STATUS)
         return rest
 
     def guarded(argv):
@@ -36,6 +39,11 @@ def run(main: Callable[[], None]) -> None:
             _fail(program, _one_line(error), FAILURE_STATUS)
         except KeyboardInterrupt:
             _fail(program, "interrupted", INTERRUPTED_STATUS)
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough (`| head`); Python would complain
+            # once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE_STATUS)
 
     app.run(guarded, flags_parser=parse)
 

@@ -28,7 +28,11 @@ class HyperParameters:
         parts = [dataset, f"l{self.num_layers}", f"h{self.hidden_size}"]
         parts += ["bidirectional"] if self.bidirectional else []
         parts += [f"dropout{self.dropout:g}"] if self.dropout else []
-        parts += [f"b{self.batch_size}", f"lr{self.learning_rate:g}", f"seed{self.seed}"]
+        parts += [
+            f"b{self.batch_size}",
+            f"lr{self.learning_rate:g}",
+            f"seed{self.seed}",
+        ]
         return "-".join(parts)
 
     def differences(self, recorded: dict[str, Any]) -> list[str]:

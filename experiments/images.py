@@ -51,7 +51,7 @@ def read_digit(path: str, form: Form) -> np.ndarray:
 
 
 def to_form(grey: np.ndarray, form: Form, name: str) -> np.ndarray:
-    """`grey` (rows, columns) uint8 of any size as (side, side) uint8; see `read_digit`."""
+    """`grey`, (rows, columns) uint8, as (side, side) uint8; see `read_digit`."""
     ink = _ink(grey)
     if ink is None:
         raise RunError(f"--image: expected a digit in {name}, got an even surface")

@@ -1,6 +1,5 @@
 """Trains an LSTM to read MNIST digits row by row; see `--help` and the README."""
 
-
 from absl import flags
 
 from experiments import command_line
@@ -52,7 +51,9 @@ flags.DEFINE_string(
     "workdir", None, "Checkpoints and metrics (default: runs/, named by the flags)."
 )
 flags.register_validator(
-    "learning_rate", lambda value: 0 < value < float("inf"), "expected a positive number"
+    "learning_rate",
+    lambda value: 0 < value < float("inf"),
+    "expected a positive number",
 )
 
 FLAGS = flags.FLAGS

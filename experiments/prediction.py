@@ -53,9 +53,7 @@ class Prediction:
             bar_axes.text(
                 min(probability, 0.8) + 0.02, c, f"{probability:.1%}", va="center"
             )
-        bar_axes.set(
-            xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class"
-        )
+        bar_axes.set(xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class")
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
         try:
@@ -80,5 +78,3 @@ def predict(
         probabilities=np.asarray(jax.nn.softmax(logits)),
         label=label,
     )
-
-

@@ -26,7 +26,8 @@ class RestoredClassifier:
 
     @property
     def description(self) -> str:
-        return f"Restored: epoch {self.epoch}, step {self.step}, trained on {self.dataset}"
+        record = f"epoch {self.epoch}, step {self.step}"
+        return f"Restored: {record}, trained on {self.dataset}"
 
     def picture_path(self, name: str) -> str:
         return os.path.join(self.workdir, f"{name}.png")

@@ -93,9 +93,7 @@ def _train(
         if first_epoch > num_epochs:
             return
         rows = metrics.MetricsFile(workdir, first_epoch - 1)
-        epochs = Epochs(
-            DeviceSplit.of(data.train), parameters.batch_size, data.white
-        )
+        epochs = Epochs(DeviceSplit.of(data.train), parameters.batch_size, data.white)
         test = DeviceSplit.of(data.test)
         for epoch in range(first_epoch, num_epochs + 1):
             state, row = _run_epoch(model, state, epochs, test, data.white, epoch)
@@ -144,7 +142,7 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
 
 
 def _final_test(workdir: str, data: Dataset) -> None:
-    """As a user would: nothing but the workdir is known, and the model comes from it."""
+    """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
     test = DeviceSplit.of(data.test)
     params = classifier.variables["params"]

@@ -49,6 +49,8 @@ class StackableCell(Protocol):
         """From the cell's own order to torch's."""
         ...
 
-    def __call__(self: Self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+    def __call__(
+        self: Self, carry: Carry, inputs: jax.Array
+    ) -> tuple[Carry, jax.Array]:
         """One step: (carry, inputs (B, I)) to (new carry, output (B, P))."""
         ...

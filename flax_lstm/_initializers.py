@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 
@@ -13,8 +14,9 @@ def symmetric_uniform(bound: float) -> Initializer:
     replacement: torch's layers start centred on zero.
     """
 
-    def init(key, shape, dtype, out_sharding=None):
+    def init(key, shape, dtype=None, out_sharding=None):
         del out_sharding  # Part of JAX's protocol; parameters here are not sharded.
+        dtype = dtype or jnp.float32
         return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
@@ -29,7 +31,7 @@ def torch_recurrent_bias(hidden_size: int) -> Initializer:
     """The sum of two draws from U(-1/√H, 1/√H): torch's `b_ih` plus its `b_hh`."""
     draw = symmetric_uniform(1 / math.sqrt(hidden_size))
 
-    def init(key, shape, dtype, out_sharding=None):
+    def init(key, shape, dtype=None, out_sharding=None):
         del out_sharding
         key_ih, key_hh = jax.random.split(key)
         return draw(key_ih, shape, dtype) + draw(key_hh, shape, dtype)
@@ -45,8 +47,8 @@ def torch_linear(in_features: int) -> Initializer:
 def offset_by(init: Initializer, offset: float) -> Initializer:
     """`init` with the constant `offset` added to every entry."""
 
-    def shifted(key, shape, dtype, out_sharding=None):
+    def shifted(key, shape, dtype=None, out_sharding=None):
         del out_sharding
-        return init(key, shape, dtype) + offset
+        return init(key, shape, dtype or jnp.float32) + offset
 
     return shifted

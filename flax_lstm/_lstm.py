@@ -137,7 +137,8 @@ class StackedLSTM(RecurrentStack):
             ValueError: a wrong rank, size, shape or length, an empty sequence,
                 lengths with unbatched input, a missing dropout key.
         """
-        return self.run(input, hx, seq_lengths, deterministic)
+        output, (h_n, c_n) = self.run(input, hx, seq_lengths, deterministic)
+        return output, (h_n, c_n)
 
     def check_options(self) -> None:
         super().check_options()

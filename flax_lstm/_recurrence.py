@@ -73,10 +73,14 @@ def _with_varying_axes_of(carry: Carry, others: Any) -> Carry:
     of axes is empty and nothing is done.
     """
     leaves = jax.tree.leaves((carry, others))
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+    axes = frozenset().union(*map(_varying_axes, leaves))
 
     def cast(leaf):
-        missing = tuple(sorted(axes - jax.typeof(leaf).manual_axis_type.varying))
+        missing = tuple(sorted(axes - _varying_axes(leaf)))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, carry)
+
+
+def _varying_axes(array: jax.Array) -> frozenset[str]:
+    return jax.typeof(array).manual_axis_type.varying

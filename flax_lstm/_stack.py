@@ -190,7 +190,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         return tuple(arrays)
 
     def _computation_dtype(self, x, state):
-        """`dtype` if it is set; else what input, hidden state and parameters promote to.
+        """`dtype` if set; else what input, hidden state and parameters promote to.
 
         The cell state has no say: it is float32 beside bfloat16 anyway.
         """

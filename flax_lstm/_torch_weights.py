@@ -58,11 +58,12 @@ def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
     """
     tensors = _read(state_dict)
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return _as_jax(_lstm_from_torch(own, prefix))
+    return _as_jax(_lstm_from_torch(_behind(prefix, tensors), prefix))
 
 
-def params_to_torch(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def params_to_torch(
+    params: Mapping[str, Any], prefix: str = ""
+) -> dict[str, np.ndarray]:
     """Weights for a torch.nn.LSTM from the parameters of a `StackedLSTM`.
 
     The inverse of `params_from_torch`: Flax to torch to Flax gives the very same
@@ -111,22 +112,17 @@ def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
         >>> classifier_params_from_torch({})
         Traceback (most recent call last):
             ...
-        ValueError: state_dict: missing classifer.bias, classifer.weight, lstm.bias_hh...
+        ValueError: state_dict: missing classifer.bias, classifer.weight, ...
     """
     tensors = _read(state_dict)
-    lstm = {
-        k.removeprefix(_NOTES_LSTM): v
-        for k, v in tensors.items()
-        if k.startswith(_NOTES_LSTM)
-    }
-    head = {k: v for k, v in tensors.items() if not k.startswith(_NOTES_LSTM)}
+    lstm = _behind(_NOTES_LSTM, tensors)
     layers = _Layers.named_in(lstm)
     expected = {_NOTES_LSTM + name for name in layers.names()}
     expected |= {_NOTES_HEAD + "weight", _NOTES_HEAD + "bias"}
     _require_names("state_dict", expected, tensors)
 
     params = {"lstm": _lstm_from_torch(lstm, _NOTES_LSTM)}
-    weight, bias = head[_NOTES_HEAD + "weight"], head[_NOTES_HEAD + "bias"]
+    weight, bias = tensors[_NOTES_HEAD + "weight"], tensors[_NOTES_HEAD + "bias"]
     width = layers.output_width(lstm)
     classes = weight.shape[0] if weight.ndim else 0
     _require_shapes(
@@ -218,7 +214,7 @@ class _Layers:
         input_size, hidden, width = self.sizes(weights)
         gates = len(GATES) * hidden
         below = self.directions * width
-        expected = {}
+        expected: dict[str, tuple[int, ...]] = {}
         for suffix in self.suffixes:
             first = suffix in ("_l0", "_l0_reverse")
             expected["weight_ih" + suffix] = gates, input_size if first else below
@@ -273,9 +269,13 @@ def _lstm_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
         def stacked(side, kind, cell=cell):
             entries = [flat[f"{cell}/{side}{gate}/{kind}"] for gate in GATES]
-            shapes = {f"{cell}/{side}{g}/{kind}": e.shape for g, e in zip(GATES, entries)}
+            expected = entries[0].shape
             _require_shapes(
-                "params", {k: (entries[0].shape, v) for k, v in shapes.items()}
+                "params",
+                {
+                    f"{cell}/{side}{gate}/{kind}": (expected, entry.shape)
+                    for gate, entry in zip(GATES, entries, strict=True)
+                },
             )
             return _writable(np.concatenate([e.T for e in entries]))
 
@@ -311,7 +311,8 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         raise ValueError(
             f"state_dict: expected a .safetensors file, got {path} ({error}); a torch "
             f"pickle (.pt, .pth) is never read here: in torch, "
-            f"safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+            f"safetensors.torch.save_file(torch.load(path, weights_only=True), "
+            f"new_path)"
         ) from error
 
 
@@ -323,6 +324,13 @@ def _as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def _behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose names start with `prefix`, without it."""
+    return {
+        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+    }
+
+
 def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(unflatten_dict(flatten_dict(dict(params))), sep="/")
 
@@ -332,7 +340,7 @@ def _as_jax(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _writable(array: Any) -> np.ndarray:
-    """A C-contiguous copy of its own, which torch.from_numpy takes without a warning."""
+    """A C-contiguous copy, which torch.from_numpy takes without a warning."""
     return np.array(array, order="C", copy=True)
 
 

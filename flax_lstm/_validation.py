@@ -40,18 +40,21 @@ def _require_int(name: str, value: Any, expected: str) -> None:
 def require_probability(name: str, value: Any) -> None:
     """`value` is a number in [0, 1], and no bool."""
     expected = "a number in [0, 1], the probability that an element is zeroed"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}")
+    _require_real(name, value, expected)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def require_number(name: str, value: Any) -> None:
     """`value` is a finite number, and no bool."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a finite number, got {_shown(value)}")
+    _require_real(name, value, "a finite number")
     if not np.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def _require_real(name: str, value: Any, expected: str) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}")
 
 
 def require_bool(name: str, value: Any) -> None:

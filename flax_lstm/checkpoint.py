@@ -66,7 +66,9 @@ def abstract_params(model: LSTMClassifier) -> Any:
     )
 
 
-def read_config(path: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+def read_config(
+    path: str | os.PathLike[str], step: int | None = None
+) -> dict[str, Any]:
     """The `config` item of a checkpoint, with the `step` it belongs to.
 
     Args:
@@ -94,8 +96,8 @@ def read_config(path: str | os.PathLike[str], step: int | None = None) -> dict[s
     config = dict(restored[CONFIG])
     if config.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"path: expected a checkpoint of format version {FORMAT_VERSION} in {path}, "
-            f"got {config.get('format_version')!r}"
+            f"path: expected a checkpoint of format version {FORMAT_VERSION} in "
+            f"{path}, got {config.get('format_version')!r}"
         )
     return {**config, "step": step}
 

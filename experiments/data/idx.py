@@ -21,9 +21,7 @@ def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray
     Raises:
         RunError: a damaged gzip stream, another header, too few or too many bytes.
     """
-    header = struct.pack(
-        f">HBB{len(shape)}I", 0, _UNSIGNED_BYTE, len(shape), *shape
-    )
+    header = struct.pack(f">HBB{len(shape)}I", 0, _UNSIGNED_BYTE, len(shape), *shape)
     size = len(header) + math.prod(shape)
     try:
         with gzip.open(path, "rb") as file:

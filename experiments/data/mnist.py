@@ -35,6 +35,13 @@ def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
     """
     builder = _builder(data_dir)
     if not builder.is_prepared():
+        # Asked first, since TFDS retries a host out of reach for minutes.
+        reason = _why_unpreparable(builder, manual_dir)
+        if reason is not None:
+            raise RunError(
+                f"MNIST: {reason}; with the four upstream files in a folder, "
+                f"--manual_dir=FOLDER needs no network"
+            )
         _prepare(builder, manual_dir)
     return Dataset(
         name=NAME,
@@ -50,8 +57,10 @@ def why_unavailable(data_dir: str | None, manual_dir: str | None) -> str | None:
         builder = _builder(data_dir)
     except RunError as error:
         return str(error)
-    if builder.is_prepared():
-        return None
+    return None if builder.is_prepared() else _why_unpreparable(builder, manual_dir)
+
+
+def _why_unpreparable(builder, manual_dir: str | None) -> str | None:
     folder = manual_dir or _default_manual_dir(builder)
     missing = [name for name in FILES if not os.path.exists(os.path.join(folder, name))]
     if not missing:
@@ -115,8 +124,7 @@ def _prepare(builder, manual_dir: str | None) -> None:
     except Exception as error:  # TFDS lets the errors of several libraries through.
         raise RunError(
             f"MNIST could not be prepared in {builder.data_dir}: "
-            f"{type(error).__name__}: {error}; with the four upstream files in a "
-            f"folder, --manual_dir=FOLDER needs no network"
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
