@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from flax_lstm import _validation as check
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
+from flax_lstm._stack import warn_of_idle_dropout
 
 
 class LSTMClassifier(nn.Module):
@@ -62,8 +63,10 @@ class LSTMClassifier(nn.Module):
 
     def __post_init__(self) -> None:
         check.require_positive_int("num_classes", self.num_classes)
-        # The options of the stack are the stack's to judge.
+        check.require_probability("dropout", self.dropout)
+        # All other options are the stack's to judge.
         self._stack(parent=None)
+        warn_of_idle_dropout(self)
         super().__post_init__()
 
     @nn.compact
@@ -108,7 +111,8 @@ class LSTMClassifier(nn.Module):
             self.num_layers,
             bias=self.bias,
             batch_first=self.batch_first,
-            dropout=self.dropout,
+            # With one layer it does nothing, of which this class has warned already.
+            dropout=self.dropout if self.num_layers != 1 else 0.0,
             bidirectional=self.bidirectional,
             proj_size=self.proj_size,
             dtype=self.dtype,

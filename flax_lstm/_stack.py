@@ -17,6 +17,23 @@ from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._recurrence import IMPLEMENTATIONS
 
 
+def warn_of_idle_dropout(module: Any) -> None:
+    """Warns as torch does of dropout without a layer to apply it to.
+
+    To be called from a module's `__post_init__`. Flax clones a module whenever it
+    binds it to variables (its parent is a Scope then); the warning belongs to the
+    user's own construction.
+    """
+    bound = isinstance(module.parent, flax.core.Scope)
+    if module.dropout > 0 and module.num_layers == 1 and not bound:
+        warnings.warn(
+            f"dropout: it is applied after every layer but the last, so "
+            f"dropout={module.dropout} does nothing with num_layers=1",
+            UserWarning,
+            stacklevel=5,  # Here, __post_init__, Flax's two __init__: the caller.
+        )
+
+
 class RecurrentStack(nn.Module, kw_only=True):
     """A stack of recurrent layers, each in one or two directions.
 
@@ -52,16 +69,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     def __post_init__(self) -> None:
         self.check_options()
-        # Flax clones a module whenever it binds it to variables (the parent is a
-        # Scope then); the warning belongs to the user's own construction.
-        bound = isinstance(self.parent, flax.core.Scope)
-        if self.dropout > 0 and self.num_layers == 1 and not bound:
-            warnings.warn(
-                f"dropout: it is applied after every layer but the last, so "
-                f"dropout={self.dropout} does nothing with num_layers=1",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_of_idle_dropout(self)
         super().__post_init__()
 
     def check_options(self) -> None:
@@ -73,7 +81,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         check.require_bool("batch_first", self.batch_first)
         check.require_probability("dropout", self.dropout)
         check.require_bool("bidirectional", self.bidirectional)
-        check.require_floating_dtype("dtype", self.dtype)
+        if self.dtype is not None:
+            check.require_floating_dtype("dtype", self.dtype)
         check.require_floating_dtype("param_dtype", self.param_dtype)
         check.require_one_of("implementation", self.implementation, IMPLEMENTATIONS)
 
@@ -123,7 +132,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         if seq_lengths is not None:
             shape = jnp.shape(input)
             lengths = check.as_lengths(seq_lengths, shape, batch, steps)
-            valid = jnp.arange(steps)[:, None] < lengths
+            valid = jnp.arange(steps)[:, None] < lengths[None, :]
             # Whatever stands in the padding (NaN too) must not reach a product:
             # 0 * NaN would come back in the gradients.
             x = jnp.where(valid[..., None], x, jnp.zeros_like(x))

@@ -71,11 +71,10 @@ def require_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
 
 
 def require_floating_dtype(name: str, value: Any) -> None:
-    """`value` is None or a real floating-point dtype."""
-    if value is None:
-        return
+    """`value` is a real floating-point dtype."""
     try:
-        floating = jnp.issubdtype(value, jnp.floating)
+        # To NumPy, None means float64.
+        floating = value is not None and jnp.issubdtype(value, jnp.floating)
     except TypeError:
         floating = False
     if not floating:

@@ -1,0 +1,346 @@
+"""Wrong arguments: the error, the argument's name, what was expected and got."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_lstm import LSTMClassifier, StackedLSTM
+
+T, B, I, H = 5, 3, 4, 6  # noqa: E741
+KEY = jax.random.key(0)
+
+
+def stack(**options):
+    return StackedLSTM(**{"input_size": I, "hidden_size": H, **options})
+
+
+OPTIONS = [
+    # option, value, error, message
+    ("input_size", 0, ValueError, "input_size: expected a positive integer, got 0"),
+    (
+        "input_size",
+        4.0,
+        TypeError,
+        r"input_size: expected a positive integer, got 4\.0",
+    ),
+    ("hidden_size", 0, ValueError, "hidden_size: expected a positive integer, got 0"),
+    ("hidden_size", -1, ValueError, "hidden_size: expected a positive integer, got -1"),
+    ("hidden_size", 2.5, TypeError, r"hidden_size: expected a positive .*, got 2\.5"),
+    ("hidden_size", True, TypeError, "hidden_size: expected a positive .*, got True"),
+    ("num_layers", 0, ValueError, "num_layers: expected a positive integer, got 0"),
+    ("num_layers", "2", TypeError, "num_layers: expected a positive integer, got '2'"),
+    ("bias", 1, TypeError, "bias: expected True or False, got 1"),
+    ("batch_first", None, TypeError, "batch_first: expected True or False, got None"),
+    (
+        "bidirectional",
+        "no",
+        TypeError,
+        "bidirectional: expected True or False, got 'no'",
+    ),
+    ("dropout", -0.1, ValueError, r"dropout: expected a number in \[0, 1\].*got -0\.1"),
+    ("dropout", 1.5, ValueError, r"dropout: expected a number in \[0, 1\].*got 1\.5"),
+    ("dropout", float("nan"), ValueError, r"dropout: .*in \[0, 1\].*got nan"),
+    ("dropout", "a", TypeError, r"dropout: expected a number in \[0, 1\].*got 'a'"),
+    ("dropout", True, TypeError, r"dropout: expected a number in \[0, 1\].*got True"),
+    ("proj_size", -1, ValueError, "proj_size: expected zero or a positive .*, got -1"),
+    (
+        "proj_size",
+        1.0,
+        TypeError,
+        r"proj_size: expected zero or a positive .*, got 1\.0",
+    ),
+    ("proj_size", H, ValueError, "proj_size: .*smaller than hidden_size 6, got 6"),
+    ("proj_size", H + 1, ValueError, "proj_size: .*smaller than hidden_size 6, got 7"),
+    (
+        "dtype",
+        jnp.int32,
+        TypeError,
+        "dtype: expected a floating-point dtype, got .*int32",
+    ),
+    ("dtype", "complex64", TypeError, "dtype: expected a floating.*, got 'complex64'"),
+    ("dtype", "no dtype", TypeError, "dtype: expected a floating.*, got 'no dtype'"),
+    ("param_dtype", int, TypeError, "param_dtype: expected a floating.*, got .*int"),
+    (
+        "implementation",
+        "fast",
+        ValueError,
+        "implementation: expected one of .*'scan'.*, got 'fast'",
+    ),
+]
+STACK_OPTIONS = [
+    ("forget_bias", "1", TypeError, "forget_bias: expected a finite number, got '1'"),
+    (
+        "forget_bias",
+        np.inf,
+        ValueError,
+        "forget_bias: expected a finite number, got inf",
+    ),
+]
+CLASSIFIER_OPTIONS = [
+    ("num_classes", 0, ValueError, "num_classes: expected a positive integer, got 0"),
+    ("num_classes", 2.0, TypeError, r"num_classes: expected a positive .*, got 2\.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "message"), OPTIONS + STACK_OPTIONS
+)
+def test_options_of_the_stack(option, value, error, message):
+    with pytest.raises(error, match="^" + message):
+        stack(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "message"), OPTIONS + CLASSIFIER_OPTIONS
+)
+def test_options_of_the_classifier(option, value, error, message):
+    with pytest.raises(error, match="^" + message):
+        LSTMClassifier(**{"input_size": I, "hidden_size": H, option: value})
+
+
+def test_forget_bias_without_a_bias():
+    with pytest.raises(ValueError, match=r"^forget_bias: expected 0 .*, got 1\.0"):
+        stack(bias=False, forget_bias=1.0)
+
+
+def test_a_none_param_dtype_is_refused():
+    with pytest.raises(
+        TypeError, match=r"^param_dtype: expected a floating.*, got None"
+    ):
+        stack(param_dtype=None)
+
+
+X = np.zeros((T, B, I), np.float32)
+ROW = np.zeros((T, I), np.float32)
+S = np.zeros((1, B, H), np.float32)
+CUT = S[:, :2]
+
+CALLS = [
+    # options, input, arguments, error, message
+    ({}, X[0, 0], {}, ValueError, r"input: expected 2D .* or 3D .*, got 1D .*\(4,\)"),
+    ({}, X[None], {}, ValueError, r"input: expected 2D .* or 3D .*, got 4D"),
+    (
+        {},
+        X[..., :3],
+        {},
+        ValueError,
+        r"input: .*input_size 4, got 3 in shape \(5, 3, 3\)",
+    ),
+    (
+        {},
+        X[:0],
+        {},
+        ValueError,
+        r"input: .*length larger than 0, got shape \(0, 3, 4\)",
+    ),
+    ({}, ROW[:0], {}, ValueError, r"input: .*length larger than 0, got shape \(0, 4\)"),
+    (
+        {"batch_first": True},
+        X[:, :0],
+        {},
+        ValueError,
+        r"input: .*length larger than 0, got shape \(5, 0, 4\)",
+    ),
+    ({}, X.astype(int), {}, TypeError, "input: expected a floating-point .*, got int"),
+    ({}, X > 0, {}, TypeError, "input: expected a floating-point dtype, got bool"),
+    (
+        {},
+        X + 0j,
+        {},
+        TypeError,
+        "input: expected a floating-point dtype, got complex64",
+    ),
+    ({}, None, {}, TypeError, "input: expected an array of floating.*, got None"),
+    ({}, "abc", {}, TypeError, "input: expected an array of floating.*, got 'abc'"),
+    (
+        {},
+        [[1.0], [1.0, 2.0]],
+        {},
+        TypeError,
+        "input: expected an array of floating.*list",
+    ),
+    (
+        {},
+        X,
+        {"hx": (CUT, S)},
+        ValueError,
+        r"h_0: expected shape \(1, 3, 6\), got \(1, 2, 6\)",
+    ),
+    (
+        {},
+        X,
+        {"hx": (S, CUT)},
+        ValueError,
+        r"c_0: expected shape \(1, 3, 6\), got \(1, 2, 6\)",
+    ),
+    (
+        {"proj_size": 2},
+        X,
+        {"hx": (S, S)},
+        ValueError,
+        r"h_0: expected shape \(1, 3, 2\), got \(1, 3, 6\)",
+    ),
+    (
+        {"bidirectional": True, "num_layers": 2},
+        X,
+        {"hx": (S, S)},
+        ValueError,
+        r"h_0: expected shape \(4, 3, 6\), got \(1, 3, 6\)",
+    ),
+    (
+        {"batch_first": True},
+        X.swapaxes(0, 1),
+        {"hx": (S.swapaxes(0, 1),) * 2},
+        ValueError,
+        r"h_0: expected shape \(1, 3, 6\), got \(3, 1, 6\)",
+    ),
+    (
+        {},
+        ROW,
+        {"hx": (S[:, :1], S[:, :1])},
+        ValueError,
+        r"h_0: expected shape \(1, 6\), got \(1, 1, 6\)",
+    ),
+    (
+        {},
+        X,
+        {"hx": (S[:, 0], S[:, 0])},
+        ValueError,
+        r"h_0: expected shape \(1, 3, 6\), got \(1, 6\)",
+    ),
+    (
+        {},
+        X,
+        {"hx": S},
+        TypeError,
+        r"hx: expected a tuple \(h_0, c_0\), got an array of shape \(1, 3, 6\)",
+    ),
+    ({}, X, {"hx": {"h": S, "c": S}}, TypeError, r"hx: .*\(h_0, c_0\), got a dict"),
+    ({}, X, {"hx": (S, S, S)}, ValueError, r"hx: .*\(h_0, c_0\), got 3 entries"),
+    (
+        {},
+        X,
+        {"hx": (S.astype(int), S)},
+        TypeError,
+        "h_0: expected a floating.*, got int",
+    ),
+    ({}, X, {"hx": (S, S > 0)}, TypeError, "c_0: expected a floating-.*, got bool"),
+    ({}, X, {"hx": (S, None)}, TypeError, "c_0: expected an array of .*, got None"),
+    (
+        {},
+        X,
+        {"seq_lengths": np.array([1, 2])},
+        ValueError,
+        r"seq_lengths: expected shape \(3,\), got \(2,\)",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": 3},
+        ValueError,
+        r"seq_lengths: expected shape \(3,\), got \(\)",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": np.ones((3, 1), int)},
+        ValueError,
+        r"seq_lengths: expected shape \(3,\), got \(3, 1\)",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": [1.0, 2.0, 3.0]},
+        TypeError,
+        "seq_lengths: expected integers, got dtype float64",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": jnp.array([True, True, False])},
+        TypeError,
+        "seq_lengths: expected integers, got dtype bool",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": [[1], [2, 3], [4]]},
+        TypeError,
+        "seq_lengths: expected integers, got dtype object",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": [1, -1, 2]},
+        ValueError,
+        r"seq_lengths: expected lengths within \[0, 5\], got -1 in row 1",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": jnp.array([1, 2, 6])},
+        ValueError,
+        r"seq_lengths: expected lengths within \[0, 5\], got 6 in row 2",
+    ),
+    (
+        {},
+        X,
+        {"seq_lengths": np.array([2**32, 1, 1])},
+        ValueError,
+        r"seq_lengths: expected lengths within \[0, 5\], got 4294967296 in row 0",
+    ),
+    (
+        {},
+        ROW,
+        {"seq_lengths": np.array([3])},
+        ValueError,
+        "seq_lengths: expected None with unbatched 2D input",
+    ),
+    (
+        {},
+        X,
+        {"deterministic": 0},
+        TypeError,
+        "deterministic: expected True or False, got 0",
+    ),
+    (
+        {},
+        X,
+        {"deterministic": None},
+        TypeError,
+        "deterministic: expected True or False, got None",
+    ),
+    (
+        {"num_layers": 2, "dropout": 0.5},
+        X,
+        {"deterministic": False},
+        ValueError,
+        "rngs: expected a key for dropout=0.5 .*, got none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "input", "arguments", "error", "message"), CALLS)
+def test_arguments_of_a_call(options, input, arguments, error, message):
+    with pytest.raises(error, match="^" + message):
+        stack(**options).init(KEY, input, **arguments)
+
+
+CLASSIFIER_CALLS = [
+    # The stack's own errors come through; two stand for all.
+    (X[..., :3], {}, ValueError, "input: .*input_size 4, got 3"),
+    (X, {"seq_lengths": [1, 2]}, ValueError, r"seq_lengths: expected shape \(5,\)"),
+]
+
+
+@pytest.mark.parametrize(("input", "arguments", "error", "message"), CLASSIFIER_CALLS)
+def test_arguments_of_a_call_of_the_classifier(input, arguments, error, message):
+    model = LSTMClassifier(input_size=I, hidden_size=H)
+    with pytest.raises(error, match="^" + message):
+        model.init(KEY, input, **arguments)
+
+
+def test_a_traced_deterministic_is_refused():
+    with pytest.raises(TypeError, match=r"^deterministic: expected True or False"):
+        jax.jit(lambda d: stack().init(KEY, X, deterministic=d))(True)

@@ -1,0 +1,190 @@
+"""Training with optax follows torch.optim's trajectory from the same weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flax_lstm import (
+    LSTMClassifier,
+    classifier_params_from_torch,
+    scale_by_torch_biases,
+)
+
+torch = pytest.importorskip("torch", reason="torch is the oracle of this module")
+
+T, B, I, H, CLASSES = 5, 4, 3, 6, 3  # noqa: E741
+STEPS, RATE = 50, 1e-3
+
+# Fifty steps of 1e-3 move a weight by up to 0.05, and a bias that is trained at
+# half its pace is off by 0.01. Rounding stays far below: Adam divides a gradient by
+# its own size, so float32's 1e-7 comes back as 1e-7 of a step, except where a
+# gradient is near Adam's epsilon of 1e-8.
+TOLERANCE = 1e-5
+
+# Compiling takes nearly all the time here; XLA:CPU only knows how to take less.
+COMPILER_OPTIONS = (
+    {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+)
+
+
+class TorchClassifier(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(I, H, batch_first=True, **options)
+        width = H * (2 if options.get("bidirectional") else 1)
+        self.classifer = torch.nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        out, _ = self.lstm(x)
+        return self.classifer(out[:, -1, :])
+
+
+def batches(dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        yield rng.standard_normal((B, T, I)).astype(dtype), rng.integers(0, CLASSES, B)
+
+
+def train_torch(model, optimizer, dtype):
+    losses = []
+    for x, y in batches(dtype):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            model(torch.from_numpy(x)), torch.from_numpy(y)
+        )
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def train_flax(params, tx, dtype, **options):
+    model = LSTMClassifier(
+        num_classes=CLASSES,
+        input_size=I,
+        hidden_size=H,
+        param_dtype=dtype,
+        **{"num_layers": 1, **options},
+    )
+
+    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    def step(params, state, x, y):
+        def loss(params):
+            logits = model.apply({"params": params}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = tx.init(params), []
+    for x, y in batches(dtype):
+        params, state, value = step(params, state, x, y)
+        losses.append(value.item())
+    return np.array(losses), params
+
+
+def deviations(make_torch_optimizer, tx, dtype="float64", **options):
+    """The largest differences of the losses and of the weights, after all steps."""
+    torch.manual_seed(0)
+    model = TorchClassifier(**options).to(getattr(torch, dtype))
+    with jax.enable_x64(dtype == "float64"):
+        start = classifier_params_from_torch(model.state_dict())
+        losses, params = train_flax(start, tx, dtype, **options)
+        expected_losses = train_torch(
+            model, make_torch_optimizer(model.parameters()), dtype
+        )
+        expected = classifier_params_from_torch(model.state_dict())
+        of_weights = jax.tree.map(
+            lambda a, b: float(abs(a - b).max()), params, expected
+        )
+        moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), start, expected)
+    # Nothing is compared that did not train; but of the last layer's reverse direction
+    # one step from zeros is all that the last output shows, so there not all trains.
+    moved["lstm"].pop("layer_1_reverse", None)
+    assert min(jax.tree.leaves(moved)) > 100 * TOLERANCE
+    return abs(losses - expected_losses).max(), max(jax.tree.leaves(of_weights))
+
+
+def torch_adam(parameters):
+    return torch.optim.Adam(parameters, lr=RATE)
+
+
+def torch_adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.1)
+
+
+def torch_sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+BEFORE_DECAY = optax.chain(
+    optax.scale_by_adam(),
+    scale_by_torch_biases(),
+    optax.add_decayed_weights(0.1),
+    optax.scale_by_learning_rate(RATE),
+)
+
+FOLLOWED = {
+    "adam": (torch_adam, optax.chain(optax.adam(RATE), scale_by_torch_biases())),
+    "adamw": (torch_adamw, BEFORE_DECAY),
+    "sgd": (
+        torch_sgd,
+        optax.chain(optax.sgd(0.1, momentum=0.9), scale_by_torch_biases()),
+    ),
+}
+
+
+@pytest.mark.parametrize(("of_torch", "tx"), FOLLOWED.values(), ids=FOLLOWED)
+def test_losses_and_weights_follow_torchs(of_torch, tx):
+    of_losses, of_weights = deviations(of_torch, tx)
+    assert of_losses < TOLERANCE
+    assert of_weights < TOLERANCE
+
+
+def test_float32_follows_too():
+    assert max(deviations(*FOLLOWED["adam"], dtype="float32")) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_two_layers_in_two_directions_follow_too():
+    options = {"num_layers": 2, "bidirectional": True}
+    assert max(deviations(*FOLLOWED["adam"], **options)) < TOLERANCE
+
+
+NOT_FOLLOWED = {
+    "no_transformation": (torch_adam, optax.adam(RATE)),
+    "after_the_decay": (
+        torch_adamw,
+        optax.chain(optax.adamw(RATE, weight_decay=0.1), scale_by_torch_biases()),
+    ),
+}
+
+
+@pytest.mark.parametrize(("of_torch", "tx"), NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_what_leaves_torchs_trajectory(of_torch, tx):
+    """What the tests above would show were the transformation absent or misplaced."""
+    _, of_weights = deviations(of_torch, tx)
+    assert of_weights > TOLERANCE
+
+
+def test_only_the_gates_biases_are_doubled():
+    model = LSTMClassifier(input_size=I, hidden_size=H, bidirectional=True, proj_size=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((B, T, I)))
+    ones = jax.tree.map(lambda s: jnp.ones(s.shape), shapes["params"])
+    updates, _ = scale_by_torch_biases().update(ones, optax.EmptyState())
+    doubled = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+        if (leaf == 2).all()
+    }
+    assert doubled == {
+        f"lstm/layer_{layer}{direction}/h{gate}/bias"
+        for layer in range(2)
+        for direction in ("", "_reverse")
+        for gate in "ifgo"
+    }

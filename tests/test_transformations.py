@@ -1,0 +1,385 @@
+"""JAX's and Flax's transformations, and dropout."""
+
+import warnings
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
+from jax.test_util import check_grads
+
+from flax_lstm import LSTMClassifier, StackedLSTM
+
+T, B, I, H = 4, 4, 3, 4  # noqa: E741
+KEY = jax.random.key(0)
+
+# Other orders of the same float32 sums, of values of order 1 to 10.
+TOLERANCE = 1e-5
+assert_same = partial(
+    jax.tree.map, partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE)
+)
+
+
+def draw(lstm, dtype=np.float32):
+    """Input, state and variables of a stack, of standard normal numbers."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((T, B, I)).astype(dtype)
+    rows = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    hx = tuple(rng.standard_normal((2, rows, B, H)).astype(dtype))
+    shapes = jax.eval_shape(lstm.init, KEY, x)
+    return (
+        x,
+        hx,
+        jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(dtype), shapes),
+    )
+
+
+def test_jit_equals_eager():
+    lstm = StackedLSTM(I, H, 2)
+    x, hx, variables = draw(lstm)
+    assert_same(jax.jit(lstm.apply)(variables, x, hx), lstm.apply(variables, x, hx))
+
+
+def test_first_and_second_gradients_are_those_of_finite_differences(x64):
+    lstm = StackedLSTM(I, 3, proj_size=2, param_dtype="float64")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, I))
+    hx = rng.standard_normal((1, 2, 2)), rng.standard_normal((1, 2, 3))
+    variables = lstm.init(KEY, x)
+    run = jax.jit(partial(lstm.apply, seq_lengths=np.array([3, 1])))
+    # Central differences with a step of 1e-6 or so, in float64: 1e-4 is JAX's
+    # choice for them, the differences of second order are of differences.
+    check_grads(
+        run, (variables, x, hx), order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_jvp_is_the_gradient_along_the_tangent():
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+    tangent = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+
+    def loss(x):
+        return lstm.apply(variables, x)[0].sum()
+
+    value, along = jax.jvp(loss, (x,), (tangent,))
+    np.testing.assert_allclose(value, loss(x), rtol=0, atol=TOLERANCE)
+    expected = (jax.grad(loss)(x) * tangent).sum()
+    np.testing.assert_allclose(along, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_vmap_over_an_ensemble_equals_a_loop():
+    lstm = StackedLSTM(I, H)
+    x, _, _ = draw(lstm)
+    keys = jax.random.split(KEY, 3)
+    ensemble = jax.vmap(lambda key: lstm.init(key, x))(keys)
+    outputs = jax.vmap(lambda variables: lstm.apply(variables, x))(ensemble)
+    for k, key in enumerate(keys):
+        variables = lstm.init(key, x)
+        assert_same(jax.tree.map(lambda leaf, k=k: leaf[k], ensemble), variables)
+        member = jax.tree.map(lambda leaf, k=k: leaf[k], outputs)
+        assert_same(member, lstm.apply(variables, x))
+
+
+def test_vmap_over_inputs_with_lengths_equals_a_loop():
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+    xs, lengths = np.stack([x, -x]), np.array([[1, 2, 3, 4], [0, 4, 2, 1]])
+
+    def run(x, lengths):
+        return lstm.apply(variables, x, seq_lengths=lengths)
+
+    outputs = jax.vmap(run)(xs, lengths)
+    for k in range(2):
+        assert_same(
+            jax.tree.map(lambda leaf, k=k: leaf[k], outputs), run(xs[k], lengths[k])
+        )
+
+
+def test_checkpoint_gives_the_same_gradients():
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+
+    def loss(variables, x):
+        return (lstm.apply(variables, x)[0] ** 2).sum()
+
+    plain = jax.jit(jax.grad(loss, (0, 1)))(variables, x)
+    assert_same(jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(variables, x), plain)
+
+
+def devices_for(batch):
+    """Four devices on CPU, elsewhere as many as there are and divide `batch`."""
+    return max(n for n in (1, 2, 4) if n <= jax.device_count() and batch % n == 0)
+
+
+SHARDED = {
+    # options, hx's spec (None: no state given), whether lengths are given
+    "zero_state": ({}, None, False),
+    "replicated_state": ({}, Spec(), False),
+    "sharded_state": ({}, Spec(None, "data"), False),
+    "lengths": ({}, None, True),
+    "bidirectional": ({"bidirectional": True}, None, False),
+    "all_at_once": ({"bidirectional": True}, Spec(None, "data"), True),
+}
+
+
+@pytest.mark.parametrize(("options", "spec", "ragged"), SHARDED.values(), ids=SHARDED)
+def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged):
+    lstm = StackedLSTM(I, H, **options)
+    x, hx, variables = draw(lstm)
+    lengths = np.array([4, 1, 0, 3]) if ragged else None
+    n = devices_for(B)
+    if spec is None:
+        hx = None
+    elif spec == Spec():  # Every shard has the same state, of its own batch size.
+        hx = jax.tree.map(lambda leaf: leaf[:, : B // n], hx)
+    whole_hx = jax.tree.map(lambda leaf: np.tile(leaf, (1, B // leaf.shape[1], 1)), hx)
+
+    def loss(variables, x, hx, lengths):
+        output, (h_n, c_n) = lstm.apply(variables, x, hx, seq_lengths=lengths)
+        return (output**2).sum() + (h_n**2).sum() + (c_n**2).sum(), output
+
+    @jax.jit
+    def one_device(variables, x, hx, lengths):
+        return jax.value_and_grad(loss, has_aux=True)(variables, x, hx, lengths)
+
+    mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(Spec(), Spec(None, "data"), spec or Spec(), Spec("data")),
+        out_specs=((Spec(), Spec(None, "data")), Spec()),
+    )
+    def all_devices(variables, x, hx, lengths):
+        # The parameters are the same on all shards, so their gradient is summed
+        # over the shards by the transposition itself.
+        (value, output), gradients = jax.value_and_grad(loss, has_aux=True)(
+            variables, x, hx, lengths
+        )
+        return (jax.lax.psum(value, "data"), output), gradients
+
+    expected = one_device(variables, x, whole_hx, lengths)
+    (value, output), gradients = all_devices(variables, x, hx, lengths)
+    assert n == 1 or len(output.sharding.device_set) == n
+    # Sums over the batch of up to some hundred: relative to their size.
+    np.testing.assert_allclose(value, expected[0][0], rtol=TOLERANCE)
+    assert_same(output, expected[0][1])
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        gradients,
+        expected[1],
+    )
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_mesh_with_explicit_sharding_equals_one_device(bidirectional, ragged):
+    lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional)
+    x, _, variables = draw(lstm)
+    lengths = np.array([4, 1, 0, 3]) if ragged else None
+
+    @jax.jit
+    def run(variables, x, lengths):
+        return lstm.apply(variables, x, seq_lengths=lengths)
+
+    expected = run(variables, x, lengths)
+    mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, Spec(None, "data")))
+        if ragged:
+            lengths = jax.device_put(lengths, NamedSharding(mesh, Spec("data")))
+        replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
+        output, state = run(replicated, sharded, lengths)
+    assert jax.typeof(output).sharding.spec == Spec(None, "data", None)
+    assert_same(jax.tree.map(np.asarray, (output, state)), expected)
+
+
+def test_nnx_bridge_gives_the_linen_output():
+    lstm = StackedLSTM(I, H, 2, bidirectional=True)
+    x, hx, _ = draw(lstm)
+    model = nnx.bridge.ToNNX(lstm, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, x)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    expected = lstm.apply({"params": params}, x, hx)
+    assert len(jax.tree.leaves(params)) == 4 * 12
+    assert_same(model(x, hx), expected)
+
+
+def test_a_stack_inside_another_linen_module():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return StackedLSTM(I, H, name="lstm")(x)
+
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+    outer = {"params": {"lstm": variables["params"]}}
+    assert_same(Outer().apply(outer, x), lstm.apply(variables, x))
+
+
+def test_lengths_traced_by_jit_are_clipped_to_the_range():
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+    run = jax.jit(lambda lengths: lstm.apply(variables, x, seq_lengths=lengths))
+    expected = run(np.array([0, 0, T, T]))
+    assert_same(run(np.array([-1, -1000, T + 1, 1000])), expected)
+
+
+def test_traced_lengths_count_as_known_ones_do():
+    lstm = StackedLSTM(I, H)
+    x, _, variables = draw(lstm)
+    lengths = np.array([1, 0, 3, T])
+    run = partial(lstm.apply, variables, x)
+    assert_same(
+        jax.jit(lambda n: run(seq_lengths=n))(lengths), run(seq_lengths=lengths)
+    )
+
+
+# Dropout
+
+
+def dropped(key):
+    """The output of two layers with dropout between them."""
+    lstm = StackedLSTM(I, H, 2, dropout=0.5)
+    x, _, variables = draw(lstm)
+    return lstm.apply(variables, x, deterministic=False, rngs={"dropout": key})[0]
+
+
+def test_dropout_is_off_by_default():
+    with_dropout, without = StackedLSTM(I, H, 2, dropout=0.5), StackedLSTM(I, H, 2)
+    x, _, variables = draw(without)
+    got = with_dropout.apply(variables, x, rngs={"dropout": KEY})
+    jax.tree.map(np.testing.assert_array_equal, got, without.apply(variables, x))
+
+
+def test_dropout_is_reproduced_by_its_key():
+    np.testing.assert_array_equal(dropped(KEY), dropped(KEY))
+
+
+def test_dropout_differs_by_its_key():
+    assert (dropped(KEY) != dropped(jax.random.key(1))).any()
+
+
+def test_dropout_zeroes_a_fraction_and_scales_the_rest():
+    """Read off the gradient of the second layer's input kernel, at a kernel of zero.
+
+    There row k of the gradient is what the second layer reads at k, times a factor
+    that does not depend on what it reads.
+    """
+    p, hidden = 0.25, 1000
+    lstm = StackedLSTM(1, hidden, 2, dropout=p, bias=False)
+    x = jnp.ones((1, 1, 1))
+    shapes = jax.eval_shape(lstm.init, KEY, x)["params"]
+    params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
+    for gate in "ig":
+        params["layer_0"]["i" + gate]["kernel"][:] = 1.0
+
+    def loss(kernel, **options):
+        changed = {**params["layer_1"], "ig": {"kernel": kernel}}
+        output, _ = lstm.apply({"params": {**params, "layer_1": changed}}, x, **options)
+        return output[0, 0, 0]
+
+    of_kernel = jax.grad(loss)
+    kernel = params["layer_1"]["ig"]["kernel"]
+    plain = of_kernel(kernel)[:, 0]
+    noisy = of_kernel(kernel, deterministic=False, rngs={"dropout": KEY})[:, 0]
+    assert (plain != 0).all()
+    zeroed = np.asarray(noisy == 0)
+    # Five standard errors of a fraction of 1000.
+    assert zeroed.mean() == pytest.approx(p, abs=5 * np.sqrt(p * (1 - p) / hidden))
+    np.testing.assert_allclose(noisy[~zeroed], plain[~zeroed] / (1 - p), rtol=1e-5)
+
+
+def test_dropout_draws_a_mask_for_every_step_and_row():
+    """As torch does; one mask for all steps would be variational dropout."""
+    hidden = 8
+    lstm = StackedLSTM(1, hidden, 2, dropout=0.5, bias=False)
+    x = jnp.ones((6, 5, 1))
+    shapes = jax.eval_shape(lstm.init, KEY, x)["params"]
+    params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
+    for layer in ("layer_0", "layer_1"):
+        for gate in "ig":
+            params[layer]["i" + gate]["kernel"][:] = 1.0
+    # The forget gate shut, so that a step of the second layer sees its own input only.
+    params["layer_1"]["if"]["kernel"][:] = -1e4
+    output, _ = lstm.apply(
+        {"params": params}, x, deterministic=False, rngs={"dropout": KEY}
+    )
+    per_step_and_row = np.asarray(output[..., 0])
+    assert all(len(np.unique(row)) > 1 for row in per_step_and_row)
+    assert all(len(np.unique(column)) > 1 for column in per_step_and_row.T)
+
+
+def test_dropout_of_everything_reaches_every_layer_but_not_the_last_output():
+    lstm = StackedLSTM(I, H, 2, dropout=1.0)
+    x, _, variables = draw(lstm)
+    output, (h_n, c_n) = lstm.apply(
+        variables, x, deterministic=False, rngs={"dropout": KEY}
+    )
+    second = StackedLSTM(H, H)
+    params = {"layer_0": variables["params"]["layer_1"]}
+    expected, (h_second, c_second) = second.apply(
+        {"params": params}, jnp.zeros((T, B, H))
+    )
+    assert (expected != 0).all()
+    assert_same((output, h_n[1:], c_n[1:]), (expected, h_second, c_second))
+
+
+def test_dropout_leaves_the_states_of_the_layer_below_alone():
+    lstm = StackedLSTM(I, H, 2, dropout=1.0)
+    x, _, variables = draw(lstm)
+    _, plain = lstm.apply(variables, x)
+    _, noisy = lstm.apply(variables, x, deterministic=False, rngs={"dropout": KEY})
+    assert_same([state[0] for state in noisy], [state[0] for state in plain])
+
+
+ONE_LAYER = {
+    "stack": lambda layers: StackedLSTM(28, H, layers, dropout=0.5),
+    "classifier": lambda layers: LSTMClassifier(num_layers=layers, dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("make", ONE_LAYER.values(), ids=ONE_LAYER)
+def test_dropout_with_one_layer_warns_the_caller_once(make):
+    with pytest.warns(UserWarning, match=r"^dropout: .*num_layers=1") as caught:
+        make(1)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("make", ONE_LAYER.values(), ids=ONE_LAYER)
+def test_dropout_with_two_layers_does_not_warn(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(2)
+
+
+@pytest.mark.parametrize("make", ONE_LAYER.values(), ids=ONE_LAYER)
+def test_dropout_with_one_layer_does_not_warn_again_in_use(make):
+    with pytest.warns(UserWarning, match="^dropout"):
+        model = make(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        variables = model.init(KEY, jnp.zeros((2, 3, 28)))
+        model.apply(variables, jnp.zeros((2, 3, 28)))
+
+
+def test_dropout_with_one_layer_needs_no_key_and_does_nothing():
+    with pytest.warns(UserWarning, match="^dropout"):
+        lstm = StackedLSTM(I, H, dropout=0.5)
+    x, _, variables = draw(lstm)
+    got = lstm.apply(variables, x, deterministic=False)
+    jax.tree.map(np.testing.assert_array_equal, got, lstm.apply(variables, x))
+
+
+def test_dropout_without_a_key_says_so():
+    lstm = StackedLSTM(I, H, 2, dropout=0.5)
+    x, _, variables = draw(lstm)
+    with pytest.raises(ValueError, match=r"^rngs: expected a key for dropout=0\.5"):
+        lstm.apply(variables, x, deterministic=False)
