@@ -192,5 +192,5 @@ def test_auto_without_mnist_takes_digits_and_says_why(small_mnist, tmp_path):
 def test_auto_follows_the_recorded_dataset():
     recorded = choose.Choice("digits", "some reason")
     assert choose.choose("auto", recorded, None, None) is recorded
-    with pytest.raises(RunError, match="expected 'digits'.*got 'mnist'"):
+    with pytest.raises(RunError, match=r"expected 'digits'.*got 'mnist'"):
         choose.choose("mnist", recorded, None, None)
