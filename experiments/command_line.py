@@ -31,8 +31,9 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv):
         del argv
         if not flags.FLAGS["verbosity"].present:
-            # Orbax and matplotlib log dozens of lines a checkpoint or picture.
-            logging.set_verbosity(logging.ERROR)
+            # Orbax logs dozens of lines a checkpoint, and a traceback beside every
+            # exception that it raises; the exception itself is reported here.
+            logging.set_verbosity(logging.FATAL)
         try:
             main()
         except RunError as error:
