@@ -35,6 +35,8 @@ def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
     """
     builder = _builder(data_dir)
     if not builder.is_prepared():
+        if manual_dir is not None and not os.path.isdir(manual_dir):
+            raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
         # Asked first, since TFDS retries a host out of reach for minutes.
         reason = _why_unpreparable(builder, manual_dir)
         if reason is not None:
@@ -105,8 +107,6 @@ def _prepare(builder, manual_dir: str | None) -> None:
         NonMatchingChecksumError,
     )
 
-    if manual_dir is not None and not os.path.isdir(manual_dir):
-        raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     download_config = tfds.download.DownloadConfig(
