@@ -24,7 +24,7 @@ class LSTMClassifier(nn.Module):
     Args:
         num_classes: number of logits.
         input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, implementation: see `StackedLSTM`.
+            bidirectional, proj_size, implementation, remat: see `StackedLSTM`.
         dtype: dtype of the computation, see `StackedLSTM`.
         param_dtype: dtype in which parameters are created.
 
@@ -59,7 +59,8 @@ class LSTMClassifier(nn.Module):
     proj_size: int = 0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    implementation: str = "scan"
+    implementation: str = "auto"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         check.require_positive_int("num_classes", self.num_classes)
@@ -118,6 +119,7 @@ class LSTMClassifier(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             implementation=self.implementation,
+            remat=self.remat,
             **linen,
         )
 

@@ -1,5 +1,6 @@
 """`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -7,7 +8,9 @@ import jax
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
+from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._lstm_cell import LSTMCell
+from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._stack import RecurrentStack
 
 
@@ -52,7 +55,14 @@ class StackedLSTM(RecurrentStack):
         recurrent_kernel_init: initializer of the hidden kernels, (P, H) each.
         bias_init: initializer of the biases, (H,) each. All initializers default
             to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
-        implementation: how the recurrence over time is run; `'scan'`.
+        implementation: how the recurrence over time is run, on the same parameters
+            and with the same results. `'scan'`: `nn.scan` over the cell, step by
+            step. `'fused'`: the input's products before the loop and the weights'
+            gradients after it, see `flax_lstm/_fused_lstm.py`; faster. `'auto'`:
+            `'fused'`, whose measurements are in the README.
+        remat: True to keep the states of only every ⌈√T⌉-th step for the backward
+            pass and compute the others again, for long sequences: memory beside
+            inputs and outputs grows with √T instead of T, one more forward pass.
 
     Parameters (under `'params'`): for each layer k, and for each reverse direction
     with `_reverse` appended, `layer_{k}/{ii,if,ig,io}/kernel` (I or D·P, H),
@@ -96,6 +106,11 @@ class StackedLSTM(RecurrentStack):
     forget_bias: float = 0.0
 
     cell_class: ClassVar[type[LSTMCell]] = LSTMCell
+    implementations: ClassVar[Mapping[str, Recurrence]] = {
+        "auto": fuse_over_time,
+        "scan": scan_over_time,
+        "fused": fuse_over_time,
+    }
 
     @nn.compact
     def __call__(

@@ -1,7 +1,8 @@
 """Running one cell over time: the replaceable part of a stack.
 
 Every implementation has the signature of `scan_over_time`, reads the same
-parameters and gives the same results; `IMPLEMENTATIONS` is the list of them.
+parameters and gives the same results. A stack lists those that fit its cell in
+`RecurrentStack.implementations`.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def scan_over_time(
         The carry after the last step, and the outputs (T, B, P), where output t
         belongs to input t in both directions.
     """
-    carry = _with_varying_axes_of(carry, (inputs, valid, cell.variables))
+    carry = with_varying_axes_of(carry, (inputs, valid, cell.variables))
 
     def step(cell, carry, step_inputs):
         x, is_valid = step_inputs
@@ -61,10 +62,7 @@ def scan_over_time(
     return scan(cell, carry, (inputs, valid))
 
 
-IMPLEMENTATIONS: dict[str, Recurrence] = {"scan": scan_over_time}
-
-
-def _with_varying_axes_of(carry: Carry, others: Any) -> Carry:
+def with_varying_axes_of(carry: Carry, others: Any) -> Carry:
     """`carry`, made to vary over every mesh axis that any of `others` varies over.
 
     Inside `jax.shard_map` a scan's carry must have the same varying axes before

@@ -2,6 +2,7 @@
 
 import abc
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.core
@@ -14,7 +15,8 @@ from jax.typing import DTypeLike
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
-from flax_lstm._recurrence import IMPLEMENTATIONS
+from flax_lstm._recurrence import Recurrence, scan_over_time
+from flax_lstm._remat import remat_over_time
 
 
 def warn_of_idle_dropout(module: Any) -> None:
@@ -50,9 +52,14 @@ class RecurrentStack(nn.Module, kw_only=True):
     kernel_init: Initializer | None = None
     recurrent_kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
-    implementation: str = "scan"
+    implementation: str = "auto"
+    remat: bool = False
 
     cell_class: ClassVar[type[StackableCell]]
+    implementations: ClassVar[Mapping[str, Recurrence]] = {
+        "auto": scan_over_time,
+        "scan": scan_over_time,
+    }
 
     if TYPE_CHECKING:  # Declared by each subclass, in the order of its torch class.
         input_size: int
@@ -84,7 +91,10 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.dtype is not None:
             check.require_floating_dtype("dtype", self.dtype)
         check.require_floating_dtype("param_dtype", self.param_dtype)
-        check.require_one_of("implementation", self.implementation, IMPLEMENTATIONS)
+        check.require_one_of(
+            "implementation", self.implementation, self.implementations
+        )
+        check.require_bool("remat", self.remat)
 
     @property
     def kernel_initializer(self) -> Initializer:
@@ -152,7 +162,9 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     def _run_layers(self, x, state, valid, deterministic, dtype):
         """Layer after layer on time-major (T, B, ·), each in its directions."""
-        recur = IMPLEMENTATIONS[self.implementation]
+        recur = self.implementations[self.implementation]
+        if self.remat:
+            recur = remat_over_time(recur)
         directions = ("", "_reverse") if self.bidirectional else ("",)
         final_states = []
         for layer in range(self.num_layers):

@@ -18,6 +18,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flax_lstm")
 
 
+RECURRENCES = {
+    "scan": {"implementation": "scan"},
+    "fused": {"implementation": "fused"},
+    "scan_remat": {"implementation": "scan", "remat": True},
+    "fused_remat": {"implementation": "fused", "remat": True},
+}
+
+
+@pytest.fixture(params=RECURRENCES.values(), ids=RECURRENCES)
+def recurrence(request):
+    """Options of `StackedLSTM` for each way to run over time."""
+    return request.param
+
+
 @pytest.fixture
 def x64():
     """float64 in JAX for the length of one test."""

@@ -67,6 +67,7 @@ OPTIONS = [
         ValueError,
         "implementation: expected one of .*'scan'.*, got 'fast'",
     ),
+    ("remat", 1, TypeError, "remat: expected True or False, got 1"),
 ]
 STACK_OPTIONS = [
     ("forget_bias", "1", TypeError, "forget_bias: expected a finite number, got '1'"),

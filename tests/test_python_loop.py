@@ -26,6 +26,8 @@ def runs(draw, directions=(False, True)):
         "bias": draw(st.booleans()),
         "bidirectional": draw(st.sampled_from(directions)),
         "proj_size": draw(st.integers(0, hidden - 1)),
+        "implementation": draw(st.sampled_from(sorted(StackedLSTM.implementations))),
+        "remat": draw(st.booleans()),
     }
     lengths = np.array(
         draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
@@ -99,7 +101,7 @@ def test_two_chunks_that_hand_on_the_state_are_the_whole(run, data):
 
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, x64):
+def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, recurrence, x64):
     options = {
         "input_size": 3,
         "hidden_size": 4,
@@ -107,6 +109,7 @@ def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, x64):
         "bias": True,
         "bidirectional": False,
         "proj_size": proj_size,
+        **recurrence,
     }
     lengths = np.array([7, 7])
     lstm, params, x, hx = build(options, 7, lengths, np.random.default_rng(0))
@@ -119,7 +122,7 @@ def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, x64):
     assert_same((np.concatenate(outputs), state), expected)
 
 
-def test_chunks_with_lengths_that_end_in_the_first_hand_on_the_state(x64):
+def test_chunks_with_lengths_that_end_in_the_first_hand_on_the_state(recurrence, x64):
     """A stream's row that has ended gets length 0 and keeps its state."""
     options = {
         "input_size": 3,
@@ -128,6 +131,7 @@ def test_chunks_with_lengths_that_end_in_the_first_hand_on_the_state(x64):
         "bias": True,
         "bidirectional": False,
         "proj_size": 2,
+        **recurrence,
     }
     lengths = np.array([2, 6, 4, 0])
     lstm, params, x, hx = build(options, 6, lengths, np.random.default_rng(0))
@@ -145,8 +149,8 @@ def test_chunks_with_lengths_that_end_in_the_first_hand_on_the_state(x64):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_length_zero_returns_the_initial_state_bit_for_bit(bidirectional):
-    lstm = StackedLSTM(3, 4, 2, bidirectional=bidirectional)
+def test_length_zero_returns_the_initial_state_bit_for_bit(bidirectional, recurrence):
+    lstm = StackedLSTM(3, 4, 2, bidirectional=bidirectional, **recurrence)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 2, 3)).astype(np.float32)
     rows = 4 if bidirectional else 2

@@ -38,14 +38,14 @@ def draw(lstm, dtype=np.float32):
     )
 
 
-def test_jit_equals_eager():
-    lstm = StackedLSTM(I, H, 2)
+def test_jit_equals_eager(recurrence):
+    lstm = StackedLSTM(I, H, 2, **recurrence)
     x, hx, variables = draw(lstm)
     assert_same(jax.jit(lstm.apply)(variables, x, hx), lstm.apply(variables, x, hx))
 
 
-def test_first_and_second_gradients_are_those_of_finite_differences(x64):
-    lstm = StackedLSTM(I, 3, proj_size=2, param_dtype="float64")
+def test_first_and_second_gradients_are_those_of_finite_differences(x64, recurrence):
+    lstm = StackedLSTM(I, 3, proj_size=2, param_dtype="float64", **recurrence)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 2, I))
     hx = rng.standard_normal((1, 2, 2)), rng.standard_normal((1, 2, 3))
@@ -58,8 +58,8 @@ def test_first_and_second_gradients_are_those_of_finite_differences(x64):
     )
 
 
-def test_jvp_is_the_gradient_along_the_tangent():
-    lstm = StackedLSTM(I, H)
+def test_jvp_is_the_gradient_along_the_tangent(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
     tangent = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
 
@@ -72,8 +72,8 @@ def test_jvp_is_the_gradient_along_the_tangent():
     np.testing.assert_allclose(along, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_vmap_over_an_ensemble_equals_a_loop():
-    lstm = StackedLSTM(I, H)
+def test_vmap_over_an_ensemble_equals_a_loop(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, _ = draw(lstm)
     keys = jax.random.split(KEY, 3)
     ensemble = jax.vmap(lambda key: lstm.init(key, x))(keys)
@@ -85,8 +85,8 @@ def test_vmap_over_an_ensemble_equals_a_loop():
         assert_same(member, lstm.apply(variables, x))
 
 
-def test_vmap_over_inputs_with_lengths_equals_a_loop():
-    lstm = StackedLSTM(I, H)
+def test_vmap_over_inputs_with_lengths_equals_a_loop(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
     xs, lengths = np.stack([x, -x]), np.array([[1, 2, 3, 4], [0, 4, 2, 1]])
 
@@ -100,8 +100,8 @@ def test_vmap_over_inputs_with_lengths_equals_a_loop():
         )
 
 
-def test_checkpoint_gives_the_same_gradients():
-    lstm = StackedLSTM(I, H)
+def test_checkpoint_gives_the_same_gradients(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
 
     def loss(variables, x):
@@ -128,8 +128,8 @@ SHARDED = {
 
 
 @pytest.mark.parametrize(("options", "spec", "ragged"), SHARDED.values(), ids=SHARDED)
-def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged):
-    lstm = StackedLSTM(I, H, **options)
+def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, recurrence):
+    lstm = StackedLSTM(I, H, **options, **recurrence)
     x, hx, variables = draw(lstm)
     lengths = np.array([4, 1, 0, 3]) if ragged else None
     n = devices_for(B)
@@ -179,8 +179,8 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_a_mesh_with_explicit_sharding_equals_one_device(bidirectional, ragged):
-    lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional)
+def test_a_mesh_with_explicit_sharding_equals_one_device(bidirectional, ragged, recurrence):
+    lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional, **recurrence)
     x, _, variables = draw(lstm)
     lengths = np.array([4, 1, 0, 3]) if ragged else None
 
@@ -200,8 +200,8 @@ def test_a_mesh_with_explicit_sharding_equals_one_device(bidirectional, ragged):
     assert_same(jax.tree.map(np.asarray, (output, state)), expected)
 
 
-def test_nnx_bridge_gives_the_linen_output():
-    lstm = StackedLSTM(I, H, 2, bidirectional=True)
+def test_nnx_bridge_gives_the_linen_output(recurrence):
+    lstm = StackedLSTM(I, H, 2, bidirectional=True, **recurrence)
     x, hx, _ = draw(lstm)
     model = nnx.bridge.ToNNX(lstm, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(model, x)
@@ -211,28 +211,28 @@ def test_nnx_bridge_gives_the_linen_output():
     assert_same(model(x, hx), expected)
 
 
-def test_a_stack_inside_another_linen_module():
+def test_a_stack_inside_another_linen_module(recurrence):
     class Outer(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return StackedLSTM(I, H, name="lstm")(x)
+            return StackedLSTM(I, H, name="lstm", **recurrence)(x)
 
-    lstm = StackedLSTM(I, H)
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
     outer = {"params": {"lstm": variables["params"]}}
     assert_same(Outer().apply(outer, x), lstm.apply(variables, x))
 
 
-def test_lengths_traced_by_jit_are_clipped_to_the_range():
-    lstm = StackedLSTM(I, H)
+def test_lengths_traced_by_jit_are_clipped_to_the_range(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
     run = jax.jit(lambda lengths: lstm.apply(variables, x, seq_lengths=lengths))
     expected = run(np.array([0, 0, T, T]))
     assert_same(run(np.array([-1, -1000, T + 1, 1000])), expected)
 
 
-def test_traced_lengths_count_as_known_ones_do():
-    lstm = StackedLSTM(I, H)
+def test_traced_lengths_count_as_known_ones_do(recurrence):
+    lstm = StackedLSTM(I, H, **recurrence)
     x, _, variables = draw(lstm)
     lengths = np.array([1, 0, 3, T])
     run = partial(lstm.apply, variables, x)

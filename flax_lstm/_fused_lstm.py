@@ -1,0 +1,263 @@
+r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
+
+Three things set it apart from a scan over the cell:
+
+- The input's product with its weights, for all steps at once, stands before the scan.
+- The derivative is linear in what it is given, with factors that are known after
+  the forward pass. Those factors (`Slopes`) are what is kept, six numbers a unit
+  and step; the loop backward holds one product and no transcendental function.
+- No weight's derivative is taken in a loop. Each is one product over all steps.
+
+The rule is a `jax.custom_jvp`, so that everything JAX derives from one (reverse
+mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
+:math:`m = o ∘ \tanh c'` and :math:`z` what stands inside a gate's function,
+
+.. math::
+    dz_t &= dx_t W_i + x_t dW_i + h_{t-1} dW_h + db + dh_{t-1} W_h \\
+    dc_t &= f ∘ dc_{t-1} + \frac{∂c}{∂z_i} ∘ dz_i + \frac{∂c}{∂z_f} ∘ dz_f
+            + \frac{∂c}{∂z_g} ∘ dz_g \\
+    dm_t &= \frac{∂m}{∂z_o} ∘ dz_o + \frac{∂m}{∂c} ∘ dc_t \\
+    dh_t &= dm_t W_{hr} + m_t dW_{hr}
+
+where all but the terms with :math:`dh_{t-1}`, :math:`dc` and :math:`dm` are known
+for all t beforehand. JAX's transpose of that loop is backpropagation through time.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.core.meta
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
+
+_GATES = ("i", "f", "g", "o")
+
+Carry = tuple[jax.Array, jax.Array]
+
+
+class Weights(NamedTuple):
+    """One layer's weights, those of the gates in the order i, f, g, o."""
+
+    x: tuple[jax.Array, ...]  # (I, H) each
+    h: tuple[jax.Array, ...]  # (P, H) each
+    b: tuple[jax.Array, ...] | None  # (H,) each
+    projection: jax.Array | None  # (H, P)
+
+
+class Slopes(NamedTuple):
+    """Derivatives of one step's c and m = o·tanh(c); (B, H) each, (T, B, H) stacked."""
+
+    c_by_i: jax.Array
+    c_by_f: jax.Array
+    c_by_g: jax.Array
+    c_by_c: jax.Array
+    m_by_o: jax.Array
+    m_by_c: jax.Array
+
+
+class Kept(NamedTuple):
+    """What the derivative needs of every step."""
+
+    slopes: Slopes
+    m: jax.Array | None  # (T, B, H), with a projection only
+
+
+def fuse_over_time(
+    cell: Any,
+    carry: Carry,
+    inputs: jax.Array,
+    *,
+    valid: jax.Array | None,
+    reverse: bool,
+) -> tuple[Carry, jax.Array]:
+    """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
+    if cell.is_initializing():
+        return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
+    weights = _weights(cell)
+    carry = with_varying_axes_of(carry, (inputs, valid, weights))
+    return _lstm(reverse, weights, inputs, valid, carry)
+
+
+def _weights(cell: Any) -> Weights:
+    params = flax.core.meta.unbox(cell.variables["params"])
+    params = jax.tree.map(lambda array: jnp.asarray(array, cell.dtype), params)
+    return Weights(
+        x=tuple(params[f"i{gate}"]["kernel"] for gate in _GATES),
+        h=tuple(params[f"h{gate}"]["kernel"] for gate in _GATES),
+        b=tuple(params[f"h{gate}"]["bias"] for gate in _GATES)
+        if cell.use_bias
+        else None,
+        projection=params["hr"]["kernel"] if cell.proj_size else None,
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _lstm(
+    reverse: bool,
+    weights: Weights,
+    x: jax.Array,
+    valid: jax.Array | None,
+    carry: Carry,
+) -> tuple[Carry, jax.Array]:
+    """Final `(c, h)` and outputs (T, B, P); arguments as of `scan_over_time`."""
+    carry, y, _ = _forward(reverse, weights, x, valid, carry, keep=False)
+    return carry, y
+
+
+@functools.partial(_lstm.defjvp, symbolic_zeros=True)
+def _lstm_jvp(reverse, primals, tangents):
+    weights, x, valid, carry = primals
+    d_weights, d_x, _, d_carry = tangents
+    final, y, kept = _forward(reverse, weights, x, valid, carry, keep=True)
+    h_before = _shifted(reverse, valid, carry[1], y)
+    d_z = _known_part_of_d_z(weights, x, h_before, d_weights, d_x)
+    d_carry = jax.tree.map(_instantiated, d_carry, carry)
+    d_m = None
+    if weights.projection is not None and not _is_zero(d_weights.projection):
+        d_m = _product_over_steps(kept.m, d_weights.projection)
+    d_final, d_y = _linear_scan(reverse, weights, valid, kept.slopes, d_z, d_m, d_carry)
+    return (final, y), (d_final, d_y)
+
+
+def _forward(reverse, weights, x, valid, carry, *, keep):
+    """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
+    # A product for each gate, where one for all four would have to be cut up again:
+    # XLA:CPU then computes a step's gates in more and slower passes.
+    x_parts = tuple(x @ kernel for kernel in weights.x)
+
+    def step(carry, inputs):
+        x_parts, is_valid = inputs
+        c, h = carry
+        z = [part + h @ kernel for part, kernel in zip(x_parts, weights.h, strict=True)]
+        if weights.b is not None:
+            z = [part + bias for part, bias in zip(z, weights.b, strict=True)]
+        i, f, g, o = _sigmoid(z[0]), _sigmoid(z[1]), jnp.tanh(z[2]), _sigmoid(z[3])
+        new_c = f * c + i * g
+        tanh_c = jnp.tanh(new_c)
+        m = (o * tanh_c).astype(h.dtype)
+        new_h = m if weights.projection is None else m @ weights.projection
+        kept = None
+        if keep:
+            slopes = Slopes(
+                c_by_i=g * i * (1 - i),
+                c_by_f=c * f * (1 - f),
+                c_by_g=i * (1 - g * g),
+                c_by_c=f,
+                m_by_o=tanh_c * o * (1 - o),
+                m_by_c=o * (1 - tanh_c * tanh_c),
+            )
+            slopes = jax.tree.map(lambda slope: slope.astype(h.dtype), slopes)
+            kept = Kept(slopes, None if weights.projection is None else m)
+        y = new_h
+        if is_valid is not None:
+            valid_row = is_valid[:, None]
+            new_c = jnp.where(valid_row, new_c, c)
+            new_h = jnp.where(valid_row, new_h, h)
+            y = jnp.where(valid_row, y, jnp.zeros_like(y))
+            if keep:
+                kept = _without_invalid(kept, valid_row)
+        return (new_c, new_h), (y, kept)
+
+    carry, (y, kept) = jax.lax.scan(step, carry, (x_parts, valid), reverse=reverse)
+    return carry, y, kept
+
+
+def _without_invalid(kept: Kept, valid_row: jax.Array) -> Kept:
+    """`kept` of a step that lets c pass and gives 0 in the rows where it is padding."""
+    masked = jax.tree.map(lambda a: jnp.where(valid_row, a, jnp.zeros_like(a)), kept)
+    f = kept.slopes.c_by_c
+    passing = jnp.where(valid_row, f, jnp.ones_like(f))
+    return masked._replace(slopes=masked.slopes._replace(c_by_c=passing))
+
+
+def _shifted(reverse, valid, h_0, y):
+    """The h that each valid step started from, (T, B, P)."""
+    if reverse:
+        before = jnp.concatenate([y[1:], h_0[None]])
+    else:
+        before = jnp.concatenate([h_0[None], y[:-1]])
+    if valid is not None and reverse:
+        # A row's last valid step comes first: behind it stands padding, and zeros.
+        in_row = jnp.concatenate([valid[1:], jnp.ones_like(valid[:1])])
+        before = jnp.where(in_row[..., None], before, h_0)
+    return before
+
+
+def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
+    """The terms of dz, (T, B, 4·H), that no step has to wait for."""
+
+    def any_given(tangents):
+        return not all(_is_zero(tangent) for tangent in tangents or ())
+
+    def joined(tangents, primals):
+        parts = [_instantiated(*pair) for pair in zip(tangents, primals, strict=True)]
+        return jnp.concatenate(parts, axis=-1)
+
+    d_z = jnp.zeros_like(x, shape=())
+    if any_given(d_weights.x):
+        d_z += _product_over_steps(x, joined(d_weights.x, weights.x))
+    if any_given(d_weights.h):
+        d_z += _product_over_steps(h_before, joined(d_weights.h, weights.h))
+    if any_given(d_weights.b):
+        d_z += joined(d_weights.b, weights.b)
+    if not _is_zero(d_x):
+        d_z += d_x @ jnp.concatenate(weights.x, axis=-1)
+    steps_and_rows = x.shape[:2]
+    features = 4 * weights.h[0].shape[-1]
+    return jnp.broadcast_to(d_z, (*steps_and_rows, features))
+
+
+def _product_over_steps(x, d_kernel):
+    """x (T, B, K) · d_kernel (K, N), written so that its transpose is fast.
+
+    That transpose is the kernel's gradient, a product over all T·B rows. XLA:CPU
+    has a fast path for it if the rows are the last axis of the left factor in
+    memory, which is what the barrier keeps XLA from folding away again.
+    """
+    columns = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+    return jnp.einsum("ktb,kn->tbn", columns, d_kernel)
+
+
+def _linear_scan(reverse, weights, valid, slopes, d_z, d_m, d_carry):
+    """The tangents' own recurrence; linear in `d_z`, `d_m` and `d_carry`."""
+    kernel = jnp.concatenate(weights.h, axis=-1)
+    d_carry = with_varying_axes_of(d_carry, (d_z, d_m, slopes, kernel))
+
+    def step(d_carry, inputs):
+        d_c, d_h = d_carry
+        d_z, d_m, slopes, is_valid = inputs
+        d_i, d_f, d_g, d_o = jnp.split(d_z + d_h @ kernel, len(_GATES), axis=-1)
+        d_c = (
+            slopes.c_by_c * d_c
+            + slopes.c_by_i * d_i
+            + slopes.c_by_f * d_f
+            + slopes.c_by_g * d_g
+        )
+        new_d_h = (slopes.m_by_o * d_o + slopes.m_by_c * d_c).astype(d_h.dtype)
+        if weights.projection is not None:
+            new_d_h = new_d_h @ weights.projection
+            if d_m is not None:
+                new_d_h += d_m
+        d_y = new_d_h
+        if is_valid is not None:
+            new_d_h += jnp.where(is_valid[:, None], jnp.zeros_like(d_h), d_h)
+        return (d_c, new_d_h), d_y
+
+    steps = (d_z, d_m, slopes, valid)
+    return jax.lax.scan(step, d_carry, steps, reverse=reverse)
+
+
+def _sigmoid(z: jax.Array) -> jax.Array:
+    """σ(z) through tanh, for which XLA:CPU has vector code; equal up to rounding."""
+    return 0.5 * jnp.tanh(0.5 * z) + 0.5
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
+
+
+def _instantiated(tangent: Any, primal: jax.Array) -> jax.Array:
+    return jnp.zeros_like(primal) if _is_zero(tangent) else tangent

@@ -1,0 +1,69 @@
+"""Less memory for a long sequence: keep few states, compute the rest again."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_lstm._cell import Carry
+from flax_lstm._recurrence import Recurrence, with_varying_axes_of
+
+
+def remat_over_time(recur: Recurrence) -> Recurrence:
+    """`recur` in stretches of ⌈√T⌉ steps, of which only the carries are kept.
+
+    The backward pass runs each stretch a second time, so what is kept beside the
+    layer's inputs and outputs grows with √T instead of T.
+    """
+
+    def run(
+        cell: Any,
+        carry: Carry,
+        inputs: jax.Array,
+        *,
+        valid: jax.Array | None,
+        reverse: bool,
+    ) -> tuple[Carry, jax.Array]:
+        carry = with_varying_axes_of(carry, (inputs, valid, cell.variables))
+
+        def stretch(cell, carry, steps):
+            inputs, valid = steps
+            return recur(cell, carry, inputs, valid=valid, reverse=reverse)
+
+        # Inside a scan the loop itself keeps XLA from merging the two passes.
+        in_scan = nn.remat(stretch, prevent_cse=False)
+        alone = nn.remat(stretch)
+        scan = nn.scan(
+            in_scan,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            reverse=reverse,
+        )
+        length = math.isqrt(len(inputs) - 1) + 1
+        whole = len(inputs) // length * length
+
+        def stretches(array):
+            return array[:whole].reshape(-1, length, *array.shape[1:])
+
+        def run_whole(carry):
+            steps = jax.tree.map(stretches, (inputs, valid))
+            carry, y = scan(cell, carry, steps)
+            return carry, y.reshape(whole, *y.shape[2:])
+
+        def run_rest(carry):
+            rest = jax.tree.map(lambda array: array[whole:], (inputs, valid))
+            return alone(cell, carry, rest)
+
+        if whole == len(inputs):
+            return run_whole(carry)
+        if reverse:
+            carry, y_rest = run_rest(carry)
+            carry, y_whole = run_whole(carry)
+        else:
+            carry, y_whole = run_whole(carry)
+            carry, y_rest = run_rest(carry)
+        return carry, jnp.concatenate([y_whole, y_rest])
+
+    return run
