@@ -1,7 +1,9 @@
 """Batches of device-resident examples, cut inside compiled code.
 
-A batch may reach past the last example: those places are padded with example 0 and
-get the weight 0, so that every example counts exactly once at any batch size.
+A batch is cut into a share for each device. It may reach past the last example, and
+its rows need not divide evenly: what is missing is padded with example 0 and gets
+the weight 0, so that every example counts exactly once at any batch size and on any
+number of devices.
 """
 
 from typing import NamedTuple
@@ -9,8 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from experiments.data.dataset import Split
+from experiments.devices import ROWS, replicated
 
 
 class DeviceSplit(NamedTuple):
@@ -20,8 +24,9 @@ class DeviceSplit(NamedTuple):
     labels: jax.Array
 
     @classmethod
-    def of(cls, split: Split) -> "DeviceSplit":
-        return cls(jnp.asarray(split.images), jnp.asarray(split.labels))
+    def of(cls, split: Split, mesh: Mesh) -> "DeviceSplit":
+        """All of `split` on every device of `mesh`."""
+        return cls(*replicated((split.images, split.labels), mesh))
 
 
 class Batch(NamedTuple):
@@ -57,16 +62,23 @@ def num_batches(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def padded_order(order: jax.Array, batch_size: int) -> jax.Array:
-    """`order` (N,), a permutation, lengthened with -1 to a multiple of batch_size."""
-    return jnp.pad(order, (0, -len(order) % batch_size), constant_values=-1)
+def shares(order: jax.Array, batch_size: int, devices: int) -> jax.Array:
+    """`order` (N,), a permutation, as (batches, devices, rows), padded with -1."""
+    batches = num_batches(len(order), batch_size)
+    rows = -(-batch_size // devices)
+    missing = batches * batch_size - len(order)
+    order = jnp.pad(order, (0, missing), constant_values=-1)
+    order = order.reshape(batches, batch_size)
+    missing = devices * rows - batch_size
+    order = jnp.pad(order, ((0, 0), (0, missing)), constant_values=-1)
+    return order.reshape(batches, devices, rows)
 
 
-def take_batch(
-    split: DeviceSplit, order: jax.Array, step: jax.Array, batch_size: int, white: int
+def take_share(
+    split: DeviceSplit, shares: jax.Array, step: jax.Array, white: int
 ) -> Batch:
-    """Batch number `step` of `padded_order`."""
-    index = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+    """This device's share of batch number `step`, inside a shard_map over ROWS."""
+    index = shares[step, jax.lax.axis_index(ROWS)]
     real = index >= 0
     index = jnp.maximum(index, 0)
     return Batch(

@@ -51,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _module_name() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name.rpartition(".")[2] if spec else "?"
+    return spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else "?"
 
 
 def _one_line(error: Exception) -> str:

@@ -5,33 +5,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.batches import (
     DeviceSplit,
     Totals,
     add,
     num_batches,
-    padded_order,
     score,
-    take_batch,
+    shares,
+    take_share,
 )
+from experiments.devices import ROWS
 from flax_lstm import LSTMClassifier
 
 _BATCH_SIZE = 500
 
 
-@functools.partial(jax.jit, static_argnames=("model", "white"))
+@functools.partial(jax.jit, static_argnames=("model", "white", "mesh"))
 def evaluate(
-    model: LSTMClassifier, params: Any, split: DeviceSplit, white: int
+    model: LSTMClassifier, params: Any, split: DeviceSplit, white: int, mesh: Mesh
 ) -> Totals:
-    """Totals of `model` over `split`, without dropout."""
+    """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
     examples = len(split.labels)
     batch_size = min(_BATCH_SIZE, examples)
-    order = padded_order(jnp.arange(examples), batch_size)
 
-    def body(step, totals):
-        batch = take_batch(split, order, step, batch_size, white)
-        return add(totals, score(model.apply({"params": params}, batch.inputs), batch))
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec()
+    )
+    def on_every_device(params, split):
+        order = shares(jnp.arange(examples), batch_size, mesh.size)
 
-    steps = num_batches(examples, batch_size)
-    return jax.lax.fori_loop(0, steps, body, Totals.zero())
+        def body(step, totals):
+            batch = take_share(split, order, step, white)
+            logits = model.apply({"params": params}, batch.inputs)
+            return add(totals, score(logits, batch))
+
+        steps = num_batches(examples, batch_size)
+        zero = jax.lax.pcast(Totals.zero(), ROWS, to="varying")
+        return jax.lax.psum(jax.lax.fori_loop(0, steps, body, zero), ROWS)
+
+    return on_every_device(params, split)

@@ -10,6 +10,7 @@ from experiments import checkpoints, metrics, prediction
 from experiments.batches import DeviceSplit
 from experiments.data import choose
 from experiments.data.dataset import Dataset
+from experiments.devices import claim_cores, replicated, row_mesh
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
@@ -35,6 +36,7 @@ def train_and_test(
     Raises:
         RunError: whatever the user can mend, in one line.
     """
+    claim_cores()
     choice, workdir, recorded = _settle(
         parameters, dataset, data_dir, manual_dir, workdir
     )
@@ -93,8 +95,11 @@ def _train(
         if first_epoch > num_epochs:
             return
         rows = metrics.MetricsFile(workdir, first_epoch - 1)
-        epochs = Epochs(DeviceSplit.of(data.train), parameters.batch_size, data.white)
-        test = DeviceSplit.of(data.test)
+        mesh = row_mesh(parameters.batch_size)
+        epochs = Epochs(
+            DeviceSplit.of(data.train, mesh), parameters.batch_size, data.white, mesh
+        )
+        test = DeviceSplit.of(data.test, mesh)
         for epoch in range(first_epoch, num_epochs + 1):
             state, row = _run_epoch(model, state, epochs, test, data.white, epoch)
             rows.append({"dataset": data.name, **row})
@@ -122,7 +127,7 @@ def _run_epoch(
     ) as bar:
         state, totals = epochs.run(state, epoch, bar.update)
     train = totals.means()
-    tested = evaluate(model, state.params, test, white).means()
+    tested = evaluate(model, state.params, test, white, epochs.mesh).means()
     return state, {
         "epoch": epoch,
         "step": int(state.step),
@@ -144,9 +149,10 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
 def _final_test(workdir: str, data: Dataset) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
-    test = DeviceSplit.of(data.test)
-    params = classifier.variables["params"]
-    totals = evaluate(classifier.model, params, test, data.white)
+    mesh = row_mesh(len(data.test))
+    params = replicated(classifier.variables["params"], mesh)
+    test = DeviceSplit.of(data.test, mesh)
+    totals = evaluate(classifier.model, params, test, data.white, mesh)
     means = totals.means()
     print(
         f"Final test: loss {means['loss']:.4f}, accuracy {means['accuracy']:.2%} "

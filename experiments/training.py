@@ -1,8 +1,10 @@
 """Training: a compiled step over a TrainState, run in chunks of steps.
 
-The examples stay on the device as uint8. One compiled program runs any number of
+The examples stay on the devices as uint8. One compiled program runs any number of
 steps of an epoch, so the host only decides how many: few enough that a progress
-bar moves and a signal is heard about twice a second.
+bar moves and a signal is heard about twice a second. Each device computes its
+share of a batch's rows; the gradients are summed over the devices, so that all
+hold the same parameters.
 """
 
 import functools
@@ -14,16 +16,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.batches import (
+    Batch,
     DeviceSplit,
     Totals,
     add,
     num_batches,
-    padded_order,
     score,
-    take_batch,
+    shares,
+    take_share,
 )
+from experiments.devices import ROWS, replicated
 from flax_lstm import LSTMClassifier, scale_by_torch_biases
 
 _CHUNK_SECONDS = 0.5
@@ -44,7 +49,7 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
 def create_state(
     model: LSTMClassifier, learning_rate: float, seed: int, shape: tuple[int, ...]
 ) -> TrainState:
-    """A fresh state; `shape` (T, I) of one example."""
+    """A fresh state on one device; `shape` (T, I) of one example."""
     init_key, shuffle_key, dropout_key = jax.random.split(jax.random.key(seed), 3)
     return TrainState.create(
         apply_fn=model.apply,
@@ -56,11 +61,12 @@ def create_state(
 
 
 class Epochs(flax.struct.PyTreeNode):
-    """Runs epochs over one training split; `batch_size` and `white` are static."""
+    """Runs epochs over one training split; all but `split` is static."""
 
     split: DeviceSplit
     batch_size: int = flax.struct.field(pytree_node=False)
     white: int = flax.struct.field(pytree_node=False)
+    mesh: Mesh = flax.struct.field(pytree_node=False)
 
     @property
     def steps(self) -> int:
@@ -80,8 +86,9 @@ class Epochs(flax.struct.PyTreeNode):
         Returns:
             The new state, and the totals as the steps saw them while training.
         """
-        order = _shuffled_order(self, state.shuffle_key, epoch)
-        totals = Totals.zero()
+        state = replicated(state, self.mesh)
+        order = _shuffled_shares(self, state.shuffle_key, epoch)
+        totals = replicated(Totals.zero(), self.mesh)
         done, chunk = 0, 1
         while done < self.steps:
             start = time.perf_counter()
@@ -95,39 +102,66 @@ class Epochs(flax.struct.PyTreeNode):
         return state, totals
 
 
-@functools.partial(jax.jit)
-def _shuffled_order(epochs: Epochs, key: jax.Array, epoch: int) -> jax.Array:
+@jax.jit
+def _shuffled_shares(epochs: Epochs, key: jax.Array, epoch: int) -> jax.Array:
     key = jax.random.fold_in(key, epoch)
     order = jax.random.permutation(key, len(epochs.split.labels))
-    return padded_order(order, epochs.batch_size)
+    return shares(order, epochs.batch_size, epochs.mesh.size)
 
 
 @functools.partial(jax.jit, donate_argnames=("state", "totals"))
 def _run_steps(epochs: Epochs, state, totals, order, first, last):
     """Steps `first` to `last` (traced, so one program serves every chunk)."""
 
-    def body(step, carry):
-        state, totals = carry
-        batch = take_batch(epochs.split, order, step, epochs.batch_size, epochs.white)
-        state, batch_totals = train_step(state, batch)
-        return state, add(totals, batch_totals)
+    @functools.partial(
+        jax.shard_map,
+        mesh=epochs.mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    def on_every_device(split, state, totals, order, first, last):
+        def body(step, carry):
+            state, totals = carry
+            share = take_share(split, order, step, epochs.white)
+            state, share_totals = train_step(state, share)
+            return state, add(totals, share_totals)
 
-    return jax.lax.fori_loop(first, last, body, (state, totals))
+        zero = jax.lax.pcast(Totals.zero(), ROWS, to="varying")
+        state, own = jax.lax.fori_loop(first, last, body, (state, zero))
+        return state, add(totals, jax.lax.psum(own, ROWS))
+
+    return on_every_device(epochs.split, state, totals, order, first, last)
 
 
-def train_step(state: TrainState, batch) -> tuple[TrainState, Totals]:
-    """One step on the mean cross-entropy of the batch's real examples."""
+def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
+    """One step on the mean cross-entropy of the batch's real examples.
+
+    To be called inside a shard_map over ROWS.
+
+    Args:
+        state: the same on all devices.
+        share: this device's share of the batch.
+
+    Returns:
+        The new state, the same on all devices, and the totals of the share.
+    """
     dropout_key = jax.random.fold_in(state.dropout_key, state.step)
+    # Another mask on every device: the key alone would give all the same one.
+    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(ROWS))
+    examples = jax.lax.psum(share.weights.sum(), ROWS)
 
-    def mean_loss(params):
+    def loss(params):
         logits = state.apply_fn(
             {"params": params},
-            batch.inputs,
+            share.inputs,
             deterministic=False,
             rngs={"dropout": dropout_key},
         )
-        totals = score(logits, batch)
-        return totals.loss / totals.examples, totals
+        totals = score(logits, share)
+        return totals.loss / examples, totals
 
-    grads, totals = jax.grad(mean_loss, has_aux=True)(state.params)
-    return state.apply_gradients(grads=grads), totals
+    # As the same value on all devices, the parameters' gradients would be summed
+    # over the devices one by one; as each device's own, all at once below.
+    own_params = jax.lax.pcast(state.params, ROWS, to="varying")
+    grads, totals = jax.grad(loss, has_aux=True)(own_params)
+    return state.apply_gradients(grads=jax.lax.psum(grads, ROWS)), totals

@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 PARAMS, TRAINING, CONFIG = "params", "training", "config"
 
 _DTYPE_OPTIONS = ("dtype", "param_dtype")
+# How a model is computed is the choice of the program that restores it.
+_UNRECORDED_OPTIONS = ("implementation", "remat", "parent", "name")
 
 
 def classifier_options(model: LSTMClassifier) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def classifier_options(model: LSTMClassifier) -> dict[str, Any]:
     options = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name")
+        if field.name not in _UNRECORDED_OPTIONS
     }
     for name in _DTYPE_OPTIONS:
         if options[name] is not None:
@@ -45,7 +47,7 @@ def classifier_from_options(options: dict[str, Any]) -> LSTMClassifier:
     Raises:
         ValueError, TypeError: an unknown option, or a value out of its range.
     """
-    options = dict(options)
+    options = {k: v for k, v in options.items() if k not in _UNRECORDED_OPTIONS}
     for name in _DTYPE_OPTIONS:
         if options.get(name) is not None:
             options[name] = jnp.dtype(options[name])

@@ -179,7 +179,9 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, recur
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_a_mesh_with_explicit_sharding_equals_one_device(bidirectional, ragged, recurrence):
+def test_a_mesh_with_explicit_sharding_equals_one_device(
+    bidirectional, ragged, recurrence
+):
     lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional, **recurrence)
     x, _, variables = draw(lstm)
     lengths = np.array([4, 1, 0, 3]) if ragged else None

@@ -1,0 +1,90 @@
+"""A whole epoch with its test pass: ours, and the notes' script in torch."""
+
+import functools
+
+import jax
+import numpy as np
+
+from experiments.batches import DeviceSplit
+from experiments.benchmark.sizes import CLASSES, NOTES
+from experiments.benchmark.timing import Work
+from experiments.data.dataset import Split
+from experiments.devices import row_mesh
+from experiments.evaluation import evaluate
+from experiments.training import Epochs, create_state
+from flax_lstm import LSTMClassifier
+
+TRAIN_EXAMPLES, TEST_EXAMPLES = 60_000, 10_000
+_WHITE = 255
+
+
+def made_up_rows(examples: int, seed: int) -> Split:
+    """Random uint8 images of MNIST's size; no timing depends on what they show."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(
+        0, _WHITE + 1, (examples, NOTES.steps, NOTES.inputs), dtype=np.uint8
+    )
+    return Split(images, rng.integers(0, CLASSES, examples, dtype=np.int32))
+
+
+def ours(train: Split, test: Split) -> Work:
+    """The experiment's epoch: shuffling, steps in compiled chunks, test pass."""
+    model = LSTMClassifier(CLASSES, NOTES.inputs, NOTES.hidden, NOTES.layers)
+    mesh = row_mesh(NOTES.batch)
+    epochs = Epochs(DeviceSplit.of(train, mesh), NOTES.batch, _WHITE, mesh)
+    tested = DeviceSplit.of(test, mesh)
+    state = create_state(model, 1e-3, 0, train.images.shape[1:])
+    number = 0
+
+    def work():
+        nonlocal state, number
+        number += 1
+        state, _ = epochs.run(state, number, lambda steps: None)
+        jax.block_until_ready(evaluate(model, state.params, tested, _WHITE, mesh))
+
+    return work
+
+
+def torchs(train: Split, test: Split, threads: int) -> Work:
+    """The notes' loop: DataLoader, one Python step a batch, test pass.
+
+    An example becomes a tensor as torchvision's `ToTensor` makes it one, without
+    the image library in between, which makes this the faster of the two.
+    """
+    import torch
+
+    from experiments.benchmark.torch_lstm import Classifier
+
+    class Images(torch.utils.data.Dataset):
+        def __init__(self, split: Split):
+            self._images = torch.from_numpy(split.images)
+            self._labels = split.labels.tolist()
+
+        def __len__(self) -> int:
+            return len(self._labels)
+
+        def __getitem__(self, index: int):
+            return self._images[index].float().div(_WHITE), self._labels[index]
+
+    torch.manual_seed(0)
+    model = Classifier(NOTES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    criterion = torch.nn.CrossEntropyLoss()
+    load = functools.partial(torch.utils.data.DataLoader, batch_size=NOTES.batch)
+    train_loader, test_loader = load(Images(train), shuffle=True), load(Images(test))
+
+    def work():
+        torch.set_num_threads(threads)
+        model.train()
+        for inputs, labels in train_loader:
+            loss = criterion(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        correct = 0
+        with torch.no_grad():
+            for inputs, labels in test_loader:
+                correct += (model(inputs).argmax(1) == labels).sum().item()
+
+    return work

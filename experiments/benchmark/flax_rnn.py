@@ -1,0 +1,82 @@
+"""Flax's own RNN, stacked the ordinary way, as the other side of the comparison."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from experiments.benchmark.ours import examples
+from experiments.benchmark.sizes import CLASSES, Sizes
+from experiments.benchmark.timing import Work
+
+
+class RNNClassifier(nn.Module):
+    """`nn.RNN` over `OptimizedLSTMCell`, one on the other, and a dense head."""
+
+    hidden: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Logits (B, classes) of x (B, T, I)."""
+        for _ in range(self.layers):
+            x = nn.RNN(nn.OptimizedLSTMCell(self.hidden))(x)
+        return nn.Dense(CLASSES)(x[:, -1])
+
+
+class FlaxRNN:
+    """One jitted call on JAX's default device, as its users write it."""
+
+    def training(self, sizes: Sizes) -> Work:
+        """One step: forward, backward, Adam; the state is donated."""
+        state, batch = self._state(sizes), self._batch(sizes)
+        compiled = self._step().lower(state, *batch).compile()
+
+        def work():
+            nonlocal state
+            state = compiled(state, *batch)
+            jax.block_until_ready(state)
+
+        return work
+
+    def inference(self, sizes: Sizes) -> Work:
+        """Logits of one batch."""
+        state, (inputs, _) = self._state(sizes), self._batch(sizes)
+        model = RNNClassifier(sizes.hidden, sizes.layers)
+        variables = {"params": state.params}
+        compiled = jax.jit(model.apply).lower(variables, inputs).compile()
+        return lambda: jax.block_until_ready(compiled(variables, inputs))
+
+    def compiling(self, sizes: Sizes) -> Work:
+        """Tracing, lowering and compiling the training step anew."""
+        state, batch = self._state(sizes), self._batch(sizes)
+
+        def work():
+            jax.clear_caches()
+            self._step().lower(state, *batch).compile()
+
+        return work
+
+    def _state(self, sizes: Sizes) -> train_state.TrainState:
+        model = RNNClassifier(sizes.hidden, sizes.layers)
+        inputs = jnp.zeros((1, sizes.steps, sizes.inputs))
+        return train_state.TrainState.create(
+            apply_fn=model.apply,
+            params=jax.jit(model.init)(jax.random.key(0), inputs)["params"],
+            tx=optax.adam(1e-3),
+        )
+
+    def _batch(self, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+        return jax.device_put(examples(sizes))
+
+    def _step(self):
+        def step(state, inputs, labels):
+            def loss(params):
+                logits = state.apply_fn({"params": params}, inputs)
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return losses.mean()
+
+            return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+        return jax.jit(step, donate_argnums=0)

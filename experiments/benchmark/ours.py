@@ -1,0 +1,122 @@
+"""What is timed of ours: the experiment's own training step, and inference."""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.batches import Batch
+from experiments.benchmark.sizes import CLASSES, Sizes
+from experiments.benchmark.timing import Work
+from experiments.devices import ROWS, replicated
+from experiments.training import create_state, train_step
+from flax_lstm import LSTMClassifier
+
+_LEARNING_RATE = 1e-3
+# Fewer rows than in the experiment: here the question is what all cores can do.
+_LEAST_ROWS_A_DEVICE = 16
+
+
+class Ours:
+    """`LSTMClassifier` on one device, or with the rows spread over all of them."""
+
+    def __init__(self, implementation: str, all_devices: bool, remat: bool = False):
+        self._implementation = implementation
+        self._all_devices = all_devices
+        self._remat = remat
+
+    def training(self, sizes: Sizes) -> Work:
+        """One step: forward, backward, Adam; the state is donated."""
+        mesh = self._mesh(sizes.batch)
+        state = replicated(self._state(sizes), mesh)
+        batch = self._batch(sizes, mesh)
+        compiled = self._step(mesh).lower(state, batch).compile()
+
+        def work():
+            nonlocal state
+            state = compiled(state, batch)
+            jax.block_until_ready(state)
+
+        return work
+
+    def inference(self, sizes: Sizes) -> Work:
+        """Logits of one batch."""
+        mesh = self._mesh(sizes.batch)
+        model = self._model(sizes)
+        params = replicated(self._state(sizes).params, mesh)
+        inputs = self._batch(sizes, mesh).inputs
+
+        @jax.jit
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+            out_specs=PartitionSpec(ROWS),
+        )
+        def logits(params, inputs):
+            return model.apply({"params": params}, inputs)
+
+        compiled = logits.lower(params, inputs).compile()
+        return lambda: jax.block_until_ready(compiled(params, inputs))
+
+    def compiling(self, sizes: Sizes) -> Work:
+        """Tracing, lowering and compiling the training step anew."""
+        mesh = self._mesh(sizes.batch)
+        state = replicated(self._state(sizes), mesh)
+        batch = self._batch(sizes, mesh)
+
+        def work():
+            jax.clear_caches()
+            self._step(mesh).lower(state, batch).compile()
+
+        return work
+
+    def _step(self, mesh: Mesh):
+        def step(state, batch):
+            return train_step(state, batch)[0]
+
+        everywhere, by_rows = PartitionSpec(), PartitionSpec(ROWS)
+        return jax.jit(
+            jax.shard_map(
+                step, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=everywhere
+            ),
+            donate_argnums=0,
+        )
+
+    def _mesh(self, batch: int) -> Mesh:
+        devices = jax.local_devices()
+        count = min(len(devices), max(1, batch // _LEAST_ROWS_A_DEVICE))
+        while batch % count:
+            count -= 1
+        count = count if self._all_devices else 1
+        return jax.make_mesh(
+            (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
+        )
+
+    def _model(self, sizes: Sizes) -> LSTMClassifier:
+        return LSTMClassifier(
+            CLASSES,
+            sizes.inputs,
+            sizes.hidden,
+            sizes.layers,
+            implementation=self._implementation,
+            remat=self._remat,
+        )
+
+    def _state(self, sizes: Sizes):
+        shape = (sizes.steps, sizes.inputs)
+        return create_state(self._model(sizes), _LEARNING_RATE, 0, shape)
+
+    def _batch(self, sizes: Sizes, mesh: Mesh) -> Batch:
+        inputs, labels = examples(sizes)
+        weights = np.ones(sizes.batch, np.float32)
+        by_rows = NamedSharding(mesh, PartitionSpec(ROWS))
+        return Batch(*jax.device_put((inputs, labels, weights), by_rows))
+
+
+def examples(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """Made-up inputs (B, T, I) float32 in [0, 1] and labels (B,) int32."""
+    rng = np.random.default_rng(0)
+    inputs = rng.random((sizes.batch, sizes.steps, sizes.inputs), np.float32)
+    return inputs, rng.integers(0, CLASSES, sizes.batch, dtype=np.int32)

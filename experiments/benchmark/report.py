@@ -1,0 +1,99 @@
+"""The results of one run: recorded, written, and printed as tables.
+
+Ratios are taken between the contenders of one comparison, which were timed in turn;
+there is no way to put the results of two runs side by side.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from experiments.benchmark.timing import Timing
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One piece of work and what each contender took for it, in `unit`.
+
+    `values` are medians. `timings` has their quartiles where they are times.
+    `ratios` says which contenders to divide: (ours, the other).
+    """
+
+    section: str
+    work: str
+    unit: str
+    values: dict[str, float]
+    ratios: tuple[tuple[str, str], ...] = ()
+    timings: dict[str, Timing] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def ratio(self, ours: str, other: str) -> float | None:
+        """Ours over the other's, or None where one of them could not be had."""
+        if ours not in self.values or other not in self.values:
+            return None
+        return self.values[ours] / self.values[other]
+
+
+@dataclasses.dataclass
+class Report:
+    """Everything that one run of the benchmark found."""
+
+    environment: dict[str, Any]
+    comparisons: list[Comparison] = dataclasses.field(default_factory=list)
+
+    def add(self, comparison: Comparison) -> None:
+        self.comparisons.append(comparison)
+
+    def of_section(self, section: str) -> list[Comparison]:
+        return [c for c in self.comparisons if c.section == section]
+
+    def write(self, path: str) -> None:
+        """As JSON: environment, and each comparison with its ratios."""
+        comparisons = []
+        for comparison in self.comparisons:
+            row = dataclasses.asdict(comparison)
+            row["ratios"] = {
+                f"{ours} / {other}": comparison.ratio(ours, other)
+                for ours, other in comparison.ratios
+            }
+            comparisons.append(row)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "environment": self.environment,
+            "comparisons": comparisons,
+        }
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+
+
+def table(comparisons: list[Comparison]) -> str:
+    """A Markdown table: a row for each comparison, values and then ratios."""
+    names = list(dict.fromkeys(n for c in comparisons for n in c.values))
+    pairs = list(dict.fromkeys(p for c in comparisons for p in c.ratios))
+    unit = comparisons[0].unit
+    head = [f"{comparisons[0].section} ({unit})", *names]
+    head += [f"{ours} / {other}" for ours, other in pairs]
+    rows = [
+        [
+            comparison.work,
+            *(_number(comparison.values.get(name)) for name in names),
+            *(
+                _number(comparison.ratio(*pair), 2) if pair in comparison.ratios else ""
+                for pair in pairs
+            ),
+        ]
+        for comparison in comparisons
+    ]
+    lines = [head, ["---"] * len(head), *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    missing = {f"{n}: {why}" for c in comparisons for n, why in c.missing.items()}
+    return "\n".join([text, *(f"Not measured, {line}" for line in sorted(missing))])
+
+
+def _number(value: float | None, decimals: int | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{decimals}f}" if decimals is not None else f"{value:.4g}"

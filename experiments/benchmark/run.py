@@ -1,0 +1,94 @@
+"""One run of the benchmark: every section, the tables, the JSON and the picture."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+
+import jax
+
+from experiments.benchmark import figure, sections
+from experiments.benchmark.report import Comparison, Report, table
+from experiments.devices import claim_cores, usable_cores
+from experiments.errors import RunError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+
+
+def run(quick: bool, output: str) -> None:
+    """Runs, prints tables as they are ready, and writes `output`.json and .png.
+
+    Raises:
+        RunError: the results can't be written there.
+    """
+    _make_folder(output)
+    claim_cores()
+    start = time.perf_counter()
+    report = Report(_environment())
+    print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)
+
+    def show(comparisons):
+        found = list(comparisons)
+        for comparison in found:
+            report.add(comparison)
+        for section in dict.fromkeys(c.section for c in found):
+            rows = [c for c in found if c.section == section]
+            print(f"\n{table(rows)}", flush=True)
+
+    seconds = 4 if quick else 10
+    show(sections.training_and_inference(seconds, compiled=not quick))
+    show(sections.single_core(seconds))
+    show(sections.costs(repeats=3 if quick else 5, with_memory=not quick))
+    if not quick:
+        show(sections.whole_epoch(rounds=5))
+        show(sections.grid(seconds=4))
+        growth: dict[str, list[Comparison]] = {}
+        for axis, comparison in sections.growth(seconds=3):
+            growth.setdefault(axis, []).append(comparison)
+        show(comparison for rows in growth.values() for comparison in rows)
+        sizes = {axis: sections.growth_values(axis) for axis in growth}
+        figure.save_growth(growth, sizes, f"{output}.png")
+        print(f"\nPicture: {output}.png")
+    report.environment["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    report.write(f"{output}.json")
+    print(f"\nResults: {output}.json ({report.environment['minutes']} min)")
+
+
+def _make_folder(output: str) -> None:
+    folder = os.path.dirname(os.path.abspath(output))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"--output: expected a path in a writable folder, got {output} ({error})"
+        ) from error
+
+
+def _environment() -> dict[str, object]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "date": now.isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        **versions,
+        "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,211 @@
+"""What is compared with what, section by section."""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+
+from experiments.benchmark import epoch
+from experiments.benchmark.cores import can_pin, one_core
+from experiments.benchmark.flax_rnn import FlaxRNN
+from experiments.benchmark.importing import import_seconds
+from experiments.benchmark.memory import peak_bytes
+from experiments.benchmark.ours import Ours
+from experiments.benchmark.report import Comparison
+from experiments.benchmark.sizes import NOTES, Sizes
+from experiments.benchmark.timing import Work, in_turn
+from experiments.devices import usable_cores
+
+ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
+FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
+RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
+
+GROWTH = {
+    "B": [NOTES._replace(batch=batch) for batch in (1, 10, 32, 100, 320, 1000)],
+    "T": [NOTES._replace(steps=steps) for steps in (7, 28, 112, 448)],
+    "H": [NOTES._replace(hidden=hidden) for hidden in (32, 64, 128, 256, 512)],
+    "L": [NOTES._replace(layers=layers) for layers in (1, 2, 4, 8)],
+}
+_AXIS_FIELDS = {"B": "batch", "T": "steps", "H": "hidden", "L": "layers"}
+GRID = [
+    Sizes(batch, 28, 28, hidden) for hidden in (32, 128, 512) for batch in (1, 32, 256)
+] + [Sizes(batch, 784, 1, hidden) for hidden in (32, 128) for batch in (1, 32)]
+_PIXELS = Sizes(32, 784, 1, 128)
+
+
+def contenders() -> dict[str, object]:
+    """All of them, where torch is installed; else ours and Flax's."""
+    found: dict[str, object] = {
+        ALL: Ours("auto", all_devices=True),
+        ONE: Ours("auto", all_devices=False),
+        FLAX: FlaxRNN(),
+    }
+    if importlib.util.find_spec("torch"):
+        from experiments.benchmark.torch_lstm import TorchLSTM
+
+        found[TORCH] = TorchLSTM(usable_cores())
+    return found
+
+
+def training_and_inference(seconds: float, compiled: bool) -> Iterator[Comparison]:
+    """The notes' training step, and inference at three batch sizes."""
+    entries = contenders() | {SCAN: Ours("scan", all_devices=False)}
+    if compiled and TORCH in entries:
+        from experiments.benchmark.torch_lstm import TorchLSTM
+
+        entries[TORCH_COMPILED] = TorchLSTM(usable_cores(), compiled=True)
+    ratios = (*RATIOS, (SCAN, FLAX))
+    yield _compare(
+        "training step", str(NOTES), entries, "training", NOTES, seconds, ratios
+    )
+    for batch in (1, 100, 1000):
+        sizes = NOTES._replace(batch=batch)
+        yield _compare(
+            "inference", str(sizes), entries, "inference", sizes, seconds, ratios
+        )
+
+
+def single_core(seconds: float) -> Iterator[Comparison]:
+    """The notes' training step with every thread of the process on one core."""
+    if not can_pin():
+        return
+    entries = {ONE: Ours("auto", all_devices=False), FLAX: FlaxRNN()}
+    ratios = [(ONE, FLAX)]
+    if importlib.util.find_spec("torch"):
+        from experiments.benchmark.torch_lstm import TorchLSTM
+
+        entries[TORCH] = TorchLSTM(threads=1)
+        ratios.append((ONE, TORCH))
+    with one_core():
+        yield _compare(
+            "training step, one core",
+            str(NOTES),
+            entries,
+            "training",
+            NOTES,
+            seconds,
+            tuple(ratios),
+        )
+
+
+def whole_epoch(rounds: int) -> Iterator[Comparison]:
+    """An epoch of 60,000 made-up rows and a test pass over 10,000."""
+    train = epoch.made_up_rows(epoch.TRAIN_EXAMPLES, 0)
+    test = epoch.made_up_rows(epoch.TEST_EXAMPLES, 1)
+    works = {ALL: epoch.ours(train, test)}
+    if importlib.util.find_spec("torch"):
+        works[TORCH] = epoch.torchs(train, test, usable_cores())
+    yield _timed(
+        "epoch and test pass",
+        f"60,000 + 10,000 rows, {NOTES}",
+        works,
+        0,
+        ((ALL, TORCH),),
+        max_rounds=rounds,
+        unit="s",
+    )
+
+
+def grid(seconds: float) -> Iterator[Comparison]:
+    """Training and inference over sizes from small to large and long."""
+    for kind in ("training", "inference"):
+        for sizes in GRID:
+            yield _compare(
+                f"grid, {kind}", str(sizes), contenders(), kind, sizes, seconds, RATIOS
+            )
+
+
+def growth(seconds: float) -> Iterator[tuple[str, Comparison]]:
+    """A training step of the notes with one size at a time made larger."""
+    for axis, all_sizes in GROWTH.items():
+        name = f"growth with {axis}"
+        for sizes in all_sizes:
+            yield (
+                axis,
+                _compare(
+                    name, str(sizes), contenders(), "training", sizes, seconds, RATIOS
+                ),
+            )
+
+
+def growth_values(axis: str) -> list[int]:
+    """The sizes along one axis of `GROWTH`."""
+    return [getattr(sizes, _AXIS_FIELDS[axis]) for sizes in GROWTH[axis]]
+
+
+def costs(repeats: int, with_memory: bool) -> Iterator[Comparison]:
+    """Compile time, import time and peak memory."""
+    compiling: dict[str, Work] = {
+        ALL: Ours("auto", all_devices=True).compiling(NOTES),
+        ONE: Ours("auto", all_devices=False).compiling(NOTES),
+        FLAX: FlaxRNN().compiling(NOTES),
+    }
+    yield _timed(
+        "compiling a training step",
+        str(NOTES),
+        compiling,
+        0,
+        ((ONE, FLAX),),
+        max_rounds=repeats,
+        unit="s",
+    )
+    yield Comparison(
+        "import flax_lstm after flax.linen",
+        "a new process",
+        "s",
+        {ALL: import_seconds(repeats)},
+    )
+    if with_memory and sys.platform != "win32":
+        yield from _memory()
+
+
+def _memory() -> Iterator[Comparison]:
+    remat = "ours, one device, remat"
+    entries = contenders() | {remat: Ours("auto", all_devices=False, remat=True)}
+    for sizes in (NOTES, _PIXELS):
+        values = {
+            name: peak_bytes(functools.partial(_training_of, entry), sizes) / 2**20
+            for name, entry in entries.items()
+        }
+        ratios = ((ONE, FLAX), (ONE, TORCH), (remat, TORCH))
+        yield Comparison("peak memory of training", str(sizes), "MiB", values, ratios)
+
+
+def _training_of(entry, sizes: Sizes) -> Work:
+    return entry.training(sizes)
+
+
+def _compare(section, work, entries, kind, sizes, seconds, ratios) -> Comparison:
+    works, missing = {}, {}
+    for name, entry in entries.items():
+        make: Callable[[Sizes], Work] = getattr(entry, kind)
+        if name != TORCH_COMPILED:
+            works[name] = make(sizes)
+            continue
+        try:  # It compiles in its first call, where there is a compiler.
+            works[name] = make(sizes)
+            works[name]()
+        except Exception as error:
+            works.pop(name, None)
+            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    result = _timed(section, work, works, seconds, ratios, missing=missing)
+    jax.clear_caches()
+    return result
+
+
+def _timed(
+    section, work, works, seconds, ratios, max_rounds=100, unit="ms", missing=None
+) -> Comparison:
+    timings = in_turn(works, seconds, max_rounds)
+    scale = {"s": 1, "ms": 1000}[unit]
+    return Comparison(
+        section,
+        work,
+        unit,
+        {name: timing.median * scale for name, timing in timings.items()},
+        tuple(ratios),
+        timings,
+        missing or {},
+    )

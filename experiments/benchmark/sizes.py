@@ -1,0 +1,22 @@
+"""Sizes of the work that is timed."""
+
+from typing import NamedTuple
+
+CLASSES = 10
+
+
+class Sizes(NamedTuple):
+    """A batch of sequences, and the stack and dense head that classify it."""
+
+    batch: int = 100
+    steps: int = 28
+    inputs: int = 28
+    hidden: int = 128
+    layers: int = 2
+
+    def __str__(self) -> str:
+        return f"B {self.batch}, T {self.steps}, H {self.hidden}, L {self.layers}"
+
+
+NOTES = Sizes()
+"""The study notes' training step on MNIST rows."""

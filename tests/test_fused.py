@@ -1,0 +1,148 @@
+"""What the fused implementation and rematerialisation are for: their structure.
+
+That they compute the same is shown where all implementations are tested.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+from flax_lstm import LSTMClassifier, StackedLSTM
+from flax_lstm.checkpoint import classifier_from_options, classifier_options
+
+# All different, so that a shape says what it is.
+T, B, I, H, P = 9, 7, 3, 5, 2  # noqa: E741
+
+
+def inner_jaxprs(equation):
+    for value in jax.tree.leaves(
+        equation.params, is_leaf=lambda v: isinstance(v, core.Jaxpr | core.ClosedJaxpr)
+    ):
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def products(jaxpr, in_loop=False):
+    """(whether inside a loop, output shape) of every dot product of a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield in_loop, equation.outvars[0].aval.shape
+        inside = in_loop or equation.primitive.name in ("scan", "while")
+        for inner in inner_jaxprs(equation):
+            yield from products(inner, inside)
+
+
+def setting(**options):
+    lstm = StackedLSTM(I, H, **options)
+    x = jnp.ones((T, B, I))
+    return lstm, x, lstm.init(jax.random.key(0), x)
+
+
+def shapes_in_loops(lstm, x, variables, of_input):
+    def loss(variables, x):
+        return lstm.apply(variables, x)[0].sum()
+
+    argnums = (0, 1) if of_input else 0
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(variables, x).jaxpr
+    found = list(products(jaxpr))
+    in_loop = [shape for inside, shape in found if inside]
+    outside = [shape for inside, shape in found if not inside]
+    return in_loop, outside
+
+
+@pytest.mark.parametrize("proj_size", [0, P])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_no_loop_holds_a_product_of_a_weights_gradient(bidirectional, proj_size):
+    lstm, x, variables = setting(
+        implementation="fused", bidirectional=bidirectional, proj_size=proj_size
+    )
+    in_loop, outside = shapes_in_loops(lstm, x, variables, of_input=True)
+    assert in_loop
+    assert all(shape[0] == B for shape in in_loop)
+    assert (I, 4 * H) in outside or (4 * H, I) in outside
+
+
+def test_the_scan_has_such_products_which_is_why_this_can_fail():
+    lstm, x, variables = setting(implementation="scan")
+    in_loop, _ = shapes_in_loops(lstm, x, variables, of_input=True)
+    assert any(B not in shape for shape in in_loop)
+
+
+def test_the_loops_hold_the_recurrent_products_only():
+    """Four forward, one for each gate, and one backward."""
+    lstm, x, variables = setting(implementation="fused")
+    in_loop, _ = shapes_in_loops(lstm, x, variables, of_input=True)
+    assert sorted(in_loop) == sorted([(B, H)] * 4 + [(B, H)])
+
+
+def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed():
+    lstm, x, variables = setting(implementation="fused")
+    _, with_input = shapes_in_loops(lstm, x, variables, of_input=True)
+    _, without = shapes_in_loops(lstm, x, variables, of_input=False)
+    assert (T, B, I) in with_input
+    assert (T, B, I) not in without
+
+
+def test_parameters_in_a_box_are_read():
+    """Initializers with partitioning metadata leave boxes among the variables."""
+    boxed_init = nn.with_partitioning(nn.initializers.normal(), ("in", "out"))
+    lstm = StackedLSTM(I, H, implementation="fused", kernel_init=boxed_init)
+    x = jnp.ones((T, B, I))
+    boxed = lstm.init(jax.random.key(0), x)
+    assert isinstance(boxed["params"]["layer_0"]["ii"]["kernel"], nn.Partitioned)
+    np.testing.assert_array_equal(
+        lstm.apply(boxed, x)[0], lstm.apply(nn.meta.unbox(boxed), x)[0]
+    )
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_bfloat16_gradients_are_those_of_float32_up_to_rounding(implementation):
+    options = {"implementation": implementation, "proj_size": P}
+    lstm, x, variables = setting(**options)
+    half = StackedLSTM(I, H, dtype=jnp.bfloat16, **options)
+
+    def loss(lstm):
+        return jax.grad(lambda v: lstm.apply(v, x)[0].astype(jnp.float32).sum())
+
+    def check(got, expected):
+        assert got.dtype == jnp.float32
+        # bfloat16 has 8 bits: 4e-3 a rounding, of which a sum over T steps sees some.
+        bound = 0.05 * np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=bound)
+
+    jax.tree.map(check, loss(half)(variables), loss(lstm)(variables))
+
+
+# Rematerialisation
+
+
+def kept_bytes(steps, **options):
+    """What XLA sets aside for a gradient over `steps` steps."""
+    lstm = StackedLSTM(1, 8, **options)
+    x = jax.ShapeDtypeStruct((steps, 64, 1), jnp.float32)
+    variables = jax.eval_shape(lstm.init, jax.random.key(0), x)
+
+    def loss(variables, x):
+        return lstm.apply(variables, x)[1][0].sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(variables, x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_remat_keeps_less_of_a_long_sequence(implementation):
+    whole = kept_bytes(400, implementation=implementation)
+    assert kept_bytes(400, implementation=implementation, remat=True) < whole / 2
+
+
+def test_how_a_model_is_computed_is_not_part_of_its_record():
+    model = LSTMClassifier(implementation="scan", remat=True)
+    options = classifier_options(model)
+    assert not {"implementation", "remat"} & set(options)
+    restored = classifier_from_options(options | {"implementation": "scan"})
+    assert restored == LSTMClassifier()
