@@ -1,12 +1,15 @@
 r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
 
-Three things set it apart from a scan over the cell:
+What sets it apart from a scan over the cell:
 
-- The input's product with its weights, for all steps at once, stands before the scan.
+- A gate's two products are one, of [x, h] with both weights, except where reading
+  the input's weights at every step would be the larger work (`_hoists`): there the
+  product of all steps' inputs stands before the loop.
 - The derivative is linear in what it is given, with factors that are known after
   the forward pass. Those factors (`Slopes`) are what is kept, six numbers a unit
   and step; the loop backward holds one product and no transcendental function.
-- No weight's derivative is taken in a loop. Each is one product over all steps.
+- No weight's derivative is taken in a loop. Both weights' are one product of all
+  steps' [x, h] with all steps' gate derivatives.
 
 The rule is a `jax.custom_jvp`, so that everything JAX derives from one (reverse
 mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
@@ -21,6 +24,9 @@ mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
 
 where all but the terms with :math:`dh_{t-1}`, :math:`dc` and :math:`dm` are known
 for all t beforehand. JAX's transpose of that loop is backpropagation through time.
+
+How products are laid out was measured on XLA:CPU (JAX 0.10.2) only; see the
+README's table and `python -m experiments.benchmark`.
 """
 
 import functools
@@ -34,6 +40,8 @@ from jax.custom_derivatives import SymbolicZero
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 
 _GATES = ("i", "f", "g", "o")
+# What a core's own cache holds, below which weights cost nothing to read again.
+_CACHED_BYTES = 2**20
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -124,14 +132,12 @@ def _lstm_jvp(reverse, primals, tangents):
 
 def _forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
-    # A product for each gate, where one for all four would have to be cut up again:
-    # XLA:CPU then computes a step's gates in more and slower passes.
-    x_parts = tuple(x @ kernel for kernel in weights.x)
+    inputs, products = _gate_products(weights, x)
 
     def step(carry, inputs):
-        x_parts, is_valid = inputs
+        inputs, is_valid = inputs
         c, h = carry
-        z = [part + h @ kernel for part, kernel in zip(x_parts, weights.h, strict=True)]
+        z = products(inputs, h)
         if weights.b is not None:
             z = [part + bias for part, bias in zip(z, weights.b, strict=True)]
         i, f, g, o = _sigmoid(z[0]), _sigmoid(z[1]), jnp.tanh(z[2]), _sigmoid(z[3])
@@ -161,8 +167,43 @@ def _forward(reverse, weights, x, valid, carry, *, keep):
                 kept = _without_invalid(kept, valid_row)
         return (new_c, new_h), (y, kept)
 
-    carry, (y, kept) = jax.lax.scan(step, carry, (x_parts, valid), reverse=reverse)
+    carry, (y, kept) = jax.lax.scan(step, carry, (inputs, valid), reverse=reverse)
     return carry, y, kept
+
+
+def _gate_products(weights, x):
+    """The inputs of a loop, and what turns a step's input and h into each gate's z.
+
+    A product for each gate: one for all four would have to be cut up again, and
+    XLA:CPU computes such a step's gates in more and slower passes.
+    """
+    if _hoists(weights, x):
+
+        def add_to_hoisted(z_x, h):
+            return [z + h @ kernel for z, kernel in zip(z_x, weights.h, strict=True)]
+
+        return tuple(x @ kernel for kernel in weights.x), add_to_hoisted
+
+    kernels = [jnp.concatenate(pair) for pair in zip(weights.x, weights.h, strict=True)]
+
+    def multiply_both(x, h):
+        x_and_h = jnp.concatenate([x, h], axis=-1)
+        return [x_and_h @ kernel for kernel in kernels]
+
+    return x, multiply_both
+
+
+def _hoists(weights: Weights, x: jax.Array) -> bool:
+    """Whether the inputs' product belongs before the loop.
+
+    In the loop it reads the input's weights, I numbers a unit, at every step.
+    Before the loop it writes and reads its own result, 2·B numbers a unit and step.
+    Weights that stay in the core's cache are read for nothing.
+    """
+    kernels = (*weights.x, *weights.h)
+    weight_bytes = sum(kernel.size * kernel.dtype.itemsize for kernel in kernels)
+    _, batch, inputs = x.shape
+    return weight_bytes > _CACHED_BYTES and 2 * batch < inputs
 
 
 def _without_invalid(kept: Kept, valid_row: jax.Array) -> Kept:
@@ -197,10 +238,11 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
         return jnp.concatenate(parts, axis=-1)
 
     d_z = jnp.zeros_like(x, shape=())
-    if any_given(d_weights.x):
-        d_z += _product_over_steps(x, joined(d_weights.x, weights.x))
-    if any_given(d_weights.h):
-        d_z += _product_over_steps(h_before, joined(d_weights.h, weights.h))
+    if any_given(d_weights.x) or any_given(d_weights.h):
+        d_kernel = jnp.concatenate(
+            [joined(d_weights.x, weights.x), joined(d_weights.h, weights.h)]
+        )
+        d_z += _product_over_steps(jnp.concatenate([x, h_before], axis=-1), d_kernel)
     if any_given(d_weights.b):
         d_z += joined(d_weights.b, weights.b)
     if not _is_zero(d_x):

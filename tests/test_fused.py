@@ -3,6 +3,8 @@
 That they compute the same is shown where all implementations are tested.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,9 @@ def test_no_loop_holds_a_product_of_a_weights_gradient(bidirectional, proj_size)
     in_loop, outside = shapes_in_loops(lstm, x, variables, of_input=True)
     assert in_loop
     assert all(shape[0] == B for shape in in_loop)
-    assert (I, 4 * H) in outside or (4 * H, I) in outside
+    h_width = proj_size or H
+    of_weights = I + h_width, 4 * H
+    assert of_weights in outside or of_weights[::-1] in outside
 
 
 def test_the_scan_has_such_products_which_is_why_this_can_fail():
@@ -86,6 +90,29 @@ def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed():
     _, without = shapes_in_loops(lstm, x, variables, of_input=False)
     assert (T, B, I) in with_input
     assert (T, B, I) not in without
+
+
+# Inputs of one step, batch: the weights in the loop, and (large, few rows) before it.
+@pytest.mark.parametrize(("inputs", "batch"), [(3, 7), (256, 2)])
+def test_both_layouts_of_the_products_give_the_scans_results(inputs, batch, x64):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, batch, inputs))
+
+    def run(implementation):
+        lstm = StackedLSTM(
+            inputs, 128, implementation=implementation, param_dtype="float64"
+        )
+        variables = lstm.init(jax.random.key(0), x)
+
+        def loss(variables, x):
+            output, state = lstm.apply(variables, x)
+            return (output**2).sum() + state[1].sum(), output
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
+
+    # float64, sums of some thousand terms of order 1.
+    check = partial(np.testing.assert_allclose, rtol=0, atol=1e-11)
+    jax.tree.map(check, run("fused"), run("scan"))
 
 
 def test_parameters_in_a_box_are_read():

@@ -28,6 +28,8 @@ class RNNClassifier(nn.Module):
 class FlaxRNN:
     """One jitted call on JAX's default device, as its users write it."""
 
+    steps_a_call = 1
+
     def training(self, sizes: Sizes) -> Work:
         """One step: forward, backward, Adam; the state is donated."""
         state, batch = self._state(sizes), self._batch(sizes)

@@ -1,49 +1,38 @@
-"""How much memory training steps take, each contender in a process of its own."""
+"""How much memory training takes; to be called in a process of its own (Linux)."""
 
-import multiprocessing
-import resource
-import sys
-from collections.abc import Callable
+import os
 
 from experiments.benchmark.sizes import Sizes
-from experiments.benchmark.timing import Work
 
 _STEPS = 3
+_RESET_PEAK = "5"  # See `man 5 proc`, clear_refs.
 
 
-def peak_bytes(make: Callable[[Sizes], Work], sizes: Sizes) -> int:
-    """By how much `make(sizes)` and three steps of it raise the process's peak.
+def can_measure() -> bool:
+    """Whether this system tells a process's peak, and lets it begin anew."""
+    return os.access("/proc/self/clear_refs", os.W_OK)
 
-    In a new process, over what importing the libraries takes. On CPU that is all
-    of it; an accelerator's own memory is not counted.
+
+def peak_bytes(contender, sizes: Sizes) -> int:
+    """Peak of resident memory in three training steps.
+
+    Over what the process has after a step of the least sizes, so the libraries do
+    not count; nor does what compiling takes and gives back. On CPU that is all of
+    it; an accelerator's own memory is not counted.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(make, sizes, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(
-            f"measuring memory at {sizes}: the process ended with {process.exitcode}"
-        ) from None
-    finally:
-        process.join()
-
-
-def _measure(make, sizes, sender):
-    # Both libraries' start is no part of the work.
-    make(Sizes(batch=1, steps=1, inputs=1, hidden=1, layers=1))()
-    before = _peak()
-    work = make(sizes)
+    contender.training(Sizes(batch=1, steps=1, inputs=1, hidden=1, layers=1))()
+    before = _resident("VmRSS")
+    work = contender.training(sizes)
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write(_RESET_PEAK)
     for _ in range(_STEPS):
         work()
-    sender.send(_peak() - before)
-    sender.close()
+    return _resident("VmHWM") - before
 
 
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _resident(name: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status: expected a line {name}, found none")

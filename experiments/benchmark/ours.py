@@ -21,13 +21,20 @@ _LEAST_ROWS_A_DEVICE = 16
 class Ours:
     """`LSTMClassifier` on one device, or with the rows spread over all of them."""
 
-    def __init__(self, implementation: str, all_devices: bool, remat: bool = False):
+    def __init__(
+        self,
+        implementation: str,
+        all_devices: bool,
+        remat: bool = False,
+        steps_a_call: int = 1,
+    ):
+        self.steps_a_call = steps_a_call
         self._implementation = implementation
         self._all_devices = all_devices
         self._remat = remat
 
     def training(self, sizes: Sizes) -> Work:
-        """One step: forward, backward, Adam; the state is donated."""
+        """`steps_a_call` steps: forward, backward, Adam; the state is donated."""
         mesh = self._mesh(sizes.batch)
         state = replicated(self._state(sizes), mesh)
         batch = self._batch(sizes, mesh)
@@ -73,13 +80,15 @@ class Ours:
         return work
 
     def _step(self, mesh: Mesh):
-        def step(state, batch):
-            return train_step(state, batch)[0]
+        def steps(state, batch):
+            return jax.lax.fori_loop(
+                0, self.steps_a_call, lambda _, s: train_step(s, batch)[0], state
+            )
 
         everywhere, by_rows = PartitionSpec(), PartitionSpec(ROWS)
         return jax.jit(
             jax.shard_map(
-                step, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=everywhere
+                steps, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=everywhere
             ),
             donate_argnums=0,
         )

@@ -37,12 +37,12 @@ def run(quick: bool, output: str) -> None:
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
 
-    seconds = 4 if quick else 10
+    seconds = 2 if quick else 15
     show(sections.training_and_inference(seconds, compiled=not quick))
     show(sections.single_core(seconds))
-    show(sections.costs(repeats=3 if quick else 5, with_memory=not quick))
+    show(sections.costs(repeats=1 if quick else 5, with_memory=not quick))
     if not quick:
-        show(sections.whole_epoch(rounds=5))
+        show(sections.whole_epoch(rounds=3))
         show(sections.grid(seconds=4))
         growth: dict[str, list[Comparison]] = {}
         for axis, comparison in sections.growth(seconds=3):

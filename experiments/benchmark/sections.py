@@ -1,17 +1,16 @@
 """What is compared with what, section by section."""
 
-import functools
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import jax
 
 from experiments.benchmark import epoch
-from experiments.benchmark.cores import can_pin, one_core
+from experiments.benchmark.child import can_pin, in_process, in_process_with_one_core
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.importing import import_seconds
-from experiments.benchmark.memory import peak_bytes
+from experiments.benchmark.memory import can_measure, peak_bytes
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
 from experiments.benchmark.sizes import NOTES, Sizes
@@ -19,6 +18,7 @@ from experiments.benchmark.timing import Work, in_turn
 from experiments.devices import usable_cores
 
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
+CHUNK = "ours, 10 steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
 
@@ -35,9 +35,19 @@ GRID = [
 _PIXELS = Sizes(32, 784, 1, 128)
 
 
-def contenders() -> dict[str, object]:
+class Contender(Protocol):
+    """Makes the work that is timed; a call trains `steps_a_call` steps."""
+
+    steps_a_call: int
+
+    def training(self, sizes: Sizes) -> Work: ...
+
+    def inference(self, sizes: Sizes) -> Work: ...
+
+
+def contenders() -> dict[str, Contender]:
     """All of them, where torch is installed; else ours and Flax's."""
-    found: dict[str, object] = {
+    found: dict[str, Contender] = {
         ALL: Ours("auto", all_devices=True),
         ONE: Ours("auto", all_devices=False),
         FLAX: FlaxRNN(),
@@ -52,13 +62,20 @@ def contenders() -> dict[str, object]:
 def training_and_inference(seconds: float, compiled: bool) -> Iterator[Comparison]:
     """The notes' training step, and inference at three batch sizes."""
     entries = contenders() | {SCAN: Ours("scan", all_devices=False)}
+    chunk = {CHUNK: Ours("auto", all_devices=True, steps_a_call=10)}
     if compiled and TORCH in entries:
         from experiments.benchmark.torch_lstm import TorchLSTM
 
         entries[TORCH_COMPILED] = TorchLSTM(usable_cores(), compiled=True)
     ratios = (*RATIOS, (SCAN, FLAX))
     yield _compare(
-        "training step", str(NOTES), entries, "training", NOTES, seconds, ratios
+        "training step",
+        str(NOTES),
+        chunk | entries,
+        "training",
+        NOTES,
+        seconds,
+        ((CHUNK, TORCH), *ratios),
     )
     for batch in (1, 100, 1000):
         sizes = NOTES._replace(batch=batch)
@@ -68,26 +85,31 @@ def training_and_inference(seconds: float, compiled: bool) -> Iterator[Compariso
 
 
 def single_core(seconds: float) -> Iterator[Comparison]:
-    """The notes' training step with every thread of the process on one core."""
-    if not can_pin():
-        return
-    entries = {ONE: Ours("auto", all_devices=False), FLAX: FlaxRNN()}
+    """The notes' training step in a process that has one core only."""
+    if can_pin():
+        yield in_process_with_one_core(_on_this_core, seconds)
+
+
+def _on_this_core(seconds: float) -> Comparison:
+    entries: dict[str, Contender] = {
+        ONE: Ours("auto", all_devices=False),
+        FLAX: FlaxRNN(),
+    }
     ratios = [(ONE, FLAX)]
     if importlib.util.find_spec("torch"):
         from experiments.benchmark.torch_lstm import TorchLSTM
 
         entries[TORCH] = TorchLSTM(threads=1)
         ratios.append((ONE, TORCH))
-    with one_core():
-        yield _compare(
-            "training step, one core",
-            str(NOTES),
-            entries,
-            "training",
-            NOTES,
-            seconds,
-            tuple(ratios),
-        )
+    return _compare(
+        "training step, one core",
+        str(NOTES),
+        entries,
+        "training",
+        NOTES,
+        seconds,
+        tuple(ratios),
+    )
 
 
 def whole_epoch(rounds: int) -> Iterator[Comparison]:
@@ -101,9 +123,8 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
         "epoch and test pass",
         f"60,000 + 10,000 rows, {NOTES}",
         works,
-        0,
-        ((ALL, TORCH),),
-        max_rounds=rounds,
+        ratios=((ALL, TORCH),),
+        rounds=rounds,
         unit="s",
     )
 
@@ -146,9 +167,8 @@ def costs(repeats: int, with_memory: bool) -> Iterator[Comparison]:
         "compiling a training step",
         str(NOTES),
         compiling,
-        0,
-        ((ONE, FLAX),),
-        max_rounds=repeats,
+        ratios=((ONE, FLAX),),
+        rounds=repeats,
         unit="s",
     )
     yield Comparison(
@@ -157,7 +177,7 @@ def costs(repeats: int, with_memory: bool) -> Iterator[Comparison]:
         "s",
         {ALL: import_seconds(repeats)},
     )
-    if with_memory and sys.platform != "win32":
+    if with_memory and can_measure():
         yield from _memory()
 
 
@@ -166,15 +186,11 @@ def _memory() -> Iterator[Comparison]:
     entries = contenders() | {remat: Ours("auto", all_devices=False, remat=True)}
     for sizes in (NOTES, _PIXELS):
         values = {
-            name: peak_bytes(functools.partial(_training_of, entry), sizes) / 2**20
+            name: in_process(peak_bytes, entry, sizes) / 2**20
             for name, entry in entries.items()
         }
         ratios = ((ONE, FLAX), (ONE, TORCH), (remat, TORCH))
         yield Comparison("peak memory of training", str(sizes), "MiB", values, ratios)
-
-
-def _training_of(entry, sizes: Sizes) -> Work:
-    return entry.training(sizes)
 
 
 def _compare(section, work, entries, kind, sizes, seconds, ratios) -> Comparison:
@@ -190,15 +206,28 @@ def _compare(section, work, entries, kind, sizes, seconds, ratios) -> Comparison
         except Exception as error:
             works.pop(name, None)
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    result = _timed(section, work, works, seconds, ratios, missing=missing)
+    units = {
+        name: entry.steps_a_call
+        for name, entry in entries.items()
+        if kind == "training"
+    }
+    result = _timed(section, work, works, seconds, ratios, missing=missing, units=units)
     jax.clear_caches()
     return result
 
 
 def _timed(
-    section, work, works, seconds, ratios, max_rounds=100, unit="ms", missing=None
+    section: str,
+    work: str,
+    works: dict[str, Work],
+    seconds: float = 0.0,
+    ratios: tuple[tuple[str, str], ...] = (),
+    rounds: int = 5,
+    unit: str = "ms",
+    missing: dict[str, str] | None = None,
+    units: dict[str, int] | None = None,
 ) -> Comparison:
-    timings = in_turn(works, seconds, max_rounds)
+    timings = in_turn(works, seconds, rounds, units)
     scale = {"s": 1, "ms": 1000}[unit]
     return Comparison(
         section,

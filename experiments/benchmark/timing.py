@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 Work = Callable[[], None]
 """Does one unit of work and returns when it is done."""
 
-_LEAST_SAMPLE_SECONDS = 0.01
+_SAMPLE_SECONDS = 0.1
 _LEAST_ROUNDS = 5
-# What a thread pool of the last one needs to stop spinning for more work.
-_PAUSE_SECONDS = 0.01
+# Work that takes longer does not feel what ran before it.
+_LONG_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,29 +25,50 @@ class Timing:
 
 
 def in_turn(
-    contenders: Mapping[str, Work], seconds: float, max_rounds: int = 100
+    contenders: Mapping[str, Work],
+    seconds: float = 0.0,
+    rounds: int = _LEAST_ROUNDS,
+    units: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
-    """Times each contender once a round, until `seconds` are over.
+    """Times each contender once a round, so that all see the same machine.
 
-    Each is called twice beforehand, where compiling and first allocations fall. A
-    sample is as many calls as take 10 ms. Every round begins with another
-    contender, so that none always follows the same one. At least five rounds.
+    Each is called beforehand, where compiling and first allocations fall. A sample
+    is the mean of as many calls as take 0.1 s, after one that is not timed, in which
+    the caches and thread pools of the one before give way (work of more than half a
+    second goes without). Every round begins with another contender.
+
+    Args:
+        contenders: name to work.
+        seconds: rounds go on until so many are over,
+        rounds: but there are at least so many.
+        units: how many units of work a call does, 1 where it is not said.
+
+    Returns:
+        Name to the time of one unit.
     """
-    calls = {}
+    calls, settle = {}, {}
     for name, work in contenders.items():
-        work()
-        calls[name] = max(1, round(_LEAST_SAMPLE_SECONDS / _seconds(work, 1)))
+        once = _seconds(work, 1)
+        if once < _LONG_SECONDS:
+            once = _seconds(work, 1)  # The first one may have compiled.
+        settle[name] = once < _LONG_SECONDS
+        calls[name] = max(1, round(_SAMPLE_SECONDS / once))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     end = time.perf_counter() + seconds
     done = 0
-    while done < _LEAST_ROUNDS or (time.perf_counter() < end and done < max_rounds):
+    while done < rounds or time.perf_counter() < end:
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(_PAUSE_SECONDS)
+            if settle[name]:
+                contenders[name]()
             samples[name].append(_seconds(contenders[name], calls[name]))
         done += 1
-    return {name: _timing(values) for name, values in samples.items()}
+    units = units or {}
+    return {
+        name: _timing([value / units.get(name, 1) for value in values])
+        for name, values in samples.items()
+    }
 
 
 def _seconds(work: Work, calls: int) -> float:
@@ -58,5 +79,7 @@ def _seconds(work: Work, calls: int) -> float:
 
 
 def _timing(samples: list[float]) -> Timing:
+    if len(samples) == 1:
+        return Timing(samples[0], samples[0], samples[0], 1)
     first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, first, third, len(samples))

@@ -28,6 +28,8 @@ class Classifier(torch.nn.Module):
 class TorchLSTM:
     """Eager, or through `torch.compile`."""
 
+    steps_a_call = 1
+
     def __init__(self, threads: int, compiled: bool = False):
         self._threads = threads
         self._compiled = compiled

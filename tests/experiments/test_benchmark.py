@@ -1,0 +1,122 @@
+"""The benchmark's parts on the least sizes; never how long anything takes."""
+
+import json
+import time
+
+import pytest
+
+from experiments.benchmark import child, figure, importing, memory
+from experiments.benchmark.flax_rnn import FlaxRNN
+from experiments.benchmark.ours import Ours
+from experiments.benchmark.report import Comparison, Report, table
+from experiments.benchmark.sizes import Sizes
+from experiments.benchmark.timing import Timing, in_turn
+
+TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
+
+
+def torch_lstm():
+    pytest.importorskip("torch", reason="torch is one of the contenders")
+    from experiments.benchmark.torch_lstm import TorchLSTM
+
+    return TorchLSTM(threads=1)
+
+
+CONTENDERS = {
+    "ours": lambda: Ours("auto", all_devices=True),
+    "ours_in_chunks": lambda: Ours("auto", all_devices=True, steps_a_call=3),
+    "scan_with_remat": lambda: Ours("scan", all_devices=False, remat=True),
+    "flax": FlaxRNN,
+    "torch": torch_lstm,
+}
+
+
+@pytest.mark.parametrize("make", CONTENDERS.values(), ids=CONTENDERS)
+def test_a_contender_trains_and_infers(make):
+    contender = make()
+    for kind in (contender.training, contender.inference):
+        work = kind(TINY)
+        work()
+        work()
+
+
+def test_contenders_take_turns_and_every_round_starts_with_another():
+    called = []
+    works = {
+        name: lambda name=name: (called.append(name), time.sleep(0.11))
+        for name in ("a", "b")
+    }
+    timings = in_turn(works, rounds=2)
+    # Twice beforehand; then a call that is not timed and one that is.
+    assert called == ["a"] * 2 + ["b"] * 2 + [*"aabb"] + [*"bbaa"]
+    assert {timing.rounds for timing in timings.values()} == {2}
+
+
+def test_a_call_of_several_steps_counts_as_several():
+    works = dict.fromkeys(("one", "ten"), lambda: time.sleep(0.01))
+    timings = in_turn(works, rounds=1, units={"ten": 10})
+    # Sleeping is at least as long as asked for: no clock can make this fail.
+    assert timings["one"].median >= 0.01
+    assert timings["ten"].median < timings["one"].median
+
+
+def comparison():
+    timing = Timing(0.001, 0.001, 0.002, 7)
+    return Comparison(
+        "training step",
+        str(TINY),
+        "ms",
+        {"ours": 1.0, "torch": 4.0},
+        (("ours", "torch"), ("ours", "torch.compile")),
+        {"ours": timing, "torch": timing},
+        {"torch.compile": "RuntimeError: no compiler"},
+    )
+
+
+def test_a_table_shows_ratios_and_what_could_not_be_measured():
+    text = table([comparison()])
+    assert "| B 4, T 3, H 4, L 2 | 1 | 4 | 0.25 | - |" in text
+    assert "Not measured, torch.compile: RuntimeError: no compiler" in text
+
+
+def test_a_report_is_written_with_its_ratios(tmp_path):
+    report = Report({"device": "one"})
+    report.add(comparison())
+    report.write(str(tmp_path / "result.json"))
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["environment"] == {"device": "one"}
+    (row,) = content["comparisons"]
+    assert row["ratios"] == {"ours / torch": 0.25, "ours / torch.compile": None}
+    assert row["timings"]["ours"]["rounds"] == 7
+
+
+def test_the_growth_is_drawn(tmp_path):
+    path = tmp_path / "growth.png"
+    figure.save_growth({"B": [comparison()] * 2}, {"B": [1, 10]}, str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not memory.can_measure(), reason="only Linux tells the peak")
+def test_memory_is_measured_in_a_process_of_its_own():
+    sizes = Sizes(batch=64, steps=64, inputs=8, hidden=64, layers=1)
+    peak = child.in_process(memory.peak_bytes, FlaxRNN(), sizes)
+    # At least one number of float32 a unit and step.
+    assert peak > 64 * 64 * 64 * 4
+
+
+def test_a_process_that_dies_is_an_error():
+    with pytest.raises(RuntimeError, match=r"^_exit: its process ended with 3"):
+        child.in_process(__import__("os")._exit, 3)
+
+
+@pytest.mark.skipif(not child.can_pin(), reason="only Linux can choose cores")
+def test_one_core_is_all_that_the_other_process_has():
+    from experiments.devices import usable_cores
+
+    before = usable_cores()
+    assert child.in_process_with_one_core(usable_cores) == 1
+    assert usable_cores() == before
+
+
+def test_importing_takes_time():
+    assert importing.import_seconds(1) > 0
