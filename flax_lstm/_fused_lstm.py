@@ -2,9 +2,9 @@ r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
 
 What sets it apart from a scan over the cell:
 
-- A gate's two products are one, of [x, h] with both weights, except where reading
-  the input's weights at every step would be the larger work (`_hoists`): there the
-  product of all steps' inputs stands before the loop.
+- The inputs' product, of all steps at once, stands before the loop. On CPU it does so
+  only for few rows of large weights (`_outweigh`); else a gate's two products are one,
+  of [x, h] with both weights, whose result never leaves the cache.
 - The derivative is linear in what it is given, with factors that are known after
   the forward pass. Those factors (`Slopes`) are what is kept, six numbers a unit
   and step; the loop backward holds one product and no transcendental function.
@@ -132,7 +132,19 @@ def _lstm_jvp(reverse, primals, tangents):
 
 def _forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
-    inputs, products = _gate_products(weights, x)
+    hoisted = functools.partial(_loop, reverse, keep, True)
+    if _outweigh(weights, x):
+        return hoisted(weights, x, valid, carry)
+    # The platform is the one that the program is lowered for, whatever JAX's default.
+    in_loop = functools.partial(_loop, reverse, keep, False)
+    return jax.lax.platform_dependent(
+        weights, x, valid, carry, cpu=in_loop, default=hoisted
+    )
+
+
+def _loop(reverse, keep, hoists, weights, x, valid, carry):
+    """`_forward`, with the inputs' product before the loop if `hoists`."""
+    inputs, products = _gate_products(weights, x, hoists)
 
     def step(carry, inputs):
         inputs, is_valid = inputs
@@ -171,13 +183,13 @@ def _forward(reverse, weights, x, valid, carry, *, keep):
     return carry, y, kept
 
 
-def _gate_products(weights, x):
+def _gate_products(weights, x, hoists):
     """The inputs of a loop, and what turns a step's input and h into each gate's z.
 
     A product for each gate: one for all four would have to be cut up again, and
     XLA:CPU computes such a step's gates in more and slower passes.
     """
-    if _hoists(weights, x):
+    if hoists:
 
         def add_to_hoisted(z_x, h):
             return [z + h @ kernel for z, kernel in zip(z_x, weights.h, strict=True)]
@@ -193,8 +205,8 @@ def _gate_products(weights, x):
     return x, multiply_both
 
 
-def _hoists(weights: Weights, x: jax.Array) -> bool:
-    """Whether the inputs' product belongs before the loop.
+def _outweigh(weights: Weights, x: jax.Array) -> bool:
+    """Whether the inputs' product belongs before the loop on a CPU, too.
 
     In the loop it reads the input's weights, I numbers a unit, at every step.
     Before the loop it writes and reads its own result, 2·B numbers a unit and step.

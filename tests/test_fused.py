@@ -30,8 +30,15 @@ def inner_jaxprs(equation):
 
 
 def products(jaxpr, in_loop=False):
-    """(whether inside a loop, output shape) of every dot product of a jaxpr."""
+    """(whether inside a loop, output shape) of every dot product of a jaxpr.
+
+    Of what is there for each platform, the CPU's.
+    """
     for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            assert equation.params["branches_platforms"] == (("cpu",), None)
+            yield from products(equation.params["branches"][0].jaxpr, in_loop)
+            continue
         if equation.primitive.name == "dot_general":
             yield in_loop, equation.outvars[0].aval.shape
         inside = in_loop or equation.primitive.name in ("scan", "while")
@@ -90,6 +97,18 @@ def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed():
     _, without = shapes_in_loops(lstm, x, variables, of_input=False)
     assert (T, B, I) in with_input
     assert (T, B, I) not in without
+
+
+@pytest.mark.parametrize(("platform", "before_the_loop"), [("cpu", 0), ("cuda", 4)])
+def test_the_inputs_products_follow_the_platform_lowered_for(platform, before_the_loop):
+    """Lowered here for a platform that need not be here."""
+    lstm, x, variables = setting(implementation="auto")
+    traced = jax.jit(lstm.apply).trace(variables, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    all_steps = f"tensor<{T}x{B}x{H}xf32>"
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert sum(line.endswith(all_steps) for line in products) == before_the_loop
+    assert len(products) == 4 + before_the_loop
 
 
 # Inputs of one step, batch: the weights in the loop, and (large, few rows) before it.
@@ -173,3 +192,10 @@ def test_how_a_model_is_computed_is_not_part_of_its_record():
     assert not {"implementation", "remat"} & set(options)
     restored = classifier_from_options(options | {"implementation": "scan"})
     assert restored == LSTMClassifier()
+
+
+def test_auto_is_the_one_that_is_measured_to_be_fastest():
+    implementations = StackedLSTM.implementations
+    assert implementations["auto"] is implementations["fused"]
+    assert StackedLSTM(I, H).implementation == "auto"
+    assert LSTMClassifier().implementation == "auto"
