@@ -18,15 +18,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flax_lstm")
 
 
-RECURRENCES = {
-    "scan": {"implementation": "scan"},
-    "fused": {"implementation": "fused"},
-    "scan_remat": {"implementation": "scan", "remat": True},
-    "fused_remat": {"implementation": "fused", "remat": True},
-}
+# Compiling a stretch twice takes its time; the default run has `remat` in the Python
+# loop's examples and in test_fused.
+RECURRENCES = [
+    pytest.param(options, id=name, marks=pytest.mark.slow if "remat" in options else ())
+    for name, options in {
+        "scan": {"implementation": "scan"},
+        "fused": {"implementation": "fused"},
+        "scan_remat": {"implementation": "scan", "remat": True},
+        "fused_remat": {"implementation": "fused", "remat": True},
+    }.items()
+]
 
 
-@pytest.fixture(params=RECURRENCES.values(), ids=RECURRENCES)
+@pytest.fixture(params=RECURRENCES)
 def recurrence(request):
     """Options of `StackedLSTM` for each way to run over time."""
     return request.param
