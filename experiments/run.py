@@ -96,6 +96,8 @@ def _train(
             return
         rows = metrics.MetricsFile(workdir, first_epoch - 1)
         mesh = row_mesh(parameters.batch_size)
+        kind = mesh.devices.flat[0].device_kind
+        print(f"Devices: {mesh.size} x {kind}", flush=True)
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh), parameters.batch_size, data.white, mesh
         )
