@@ -160,8 +160,7 @@ def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
         totals = score(logits, share)
         return totals.loss / examples, totals
 
-    # As the same value on all devices, the parameters' gradients would be summed
-    # over the devices one by one; as each device's own, all at once below.
-    own_params = jax.lax.pcast(state.params, ROWS, to="varying")
-    grads, totals = jax.grad(loss, has_aux=True)(own_params)
-    return state.apply_gradients(grads=jax.lax.psum(grads, ROWS)), totals
+    # The parameters are the same on all devices, so the transposition itself sums
+    # their gradients over the devices.
+    grads, totals = jax.grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads), totals
