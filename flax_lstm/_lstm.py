@@ -57,9 +57,9 @@ class StackedLSTM(RecurrentStack):
             to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
         implementation: how the recurrence over time is run, on the same parameters
             and with the same results. `'scan'`: `nn.scan` over the cell, step by
-            step. `'fused'`: the input's products before the loop and the weights'
-            gradients after it, see `flax_lstm/_fused_lstm.py`; faster. `'auto'`:
-            `'fused'`, whose measurements are in the README.
+            step. `'fused'`: derivatives of its own, with every weight's gradient as
+            one product after the loop, see `flax_lstm/_fused_lstm.py`. `'auto'`:
+            `'fused'`; the README has the measurements, sizes where it is behind too.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and compute the others again, for long sequences: memory beside
             inputs and outputs grows with √T instead of T, one more forward pass.

@@ -194,7 +194,7 @@ def test_how_a_model_is_computed_is_not_part_of_its_record():
     assert restored == LSTMClassifier()
 
 
-def test_auto_is_the_one_that_is_measured_to_be_fastest():
+def test_auto_is_fused():
     implementations = StackedLSTM.implementations
     assert implementations["auto"] is implementations["fused"]
     assert StackedLSTM(I, H).implementation == "auto"
