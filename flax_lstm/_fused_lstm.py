@@ -5,11 +5,11 @@ What sets it apart from a scan over the cell:
 - The inputs' product, of all steps at once, stands before the loop. On CPU it does so
   only for few rows of large weights (`_outweigh`); else a gate's two products are one,
   of [x, h] with both weights, whose result never leaves the cache.
-- The derivative is linear in what it is given, with factors that are known after
-  the forward pass. Those factors (`Slopes`) are what is kept, six numbers a unit
-  and step; the loop backward holds one product and no transcendental function.
-- No weight's derivative is taken in a loop. Both weights' are one product of all
-  steps' [x, h] with all steps' gate derivatives.
+- The derivative is linear in what it is given, with factors that follow from the
+  gates and the cell state. Those are what is kept (`Kept`), five numbers a unit and
+  step; the loop backward holds one product and one tanh.
+- No weight's derivative is taken in a loop. Each is one product of all steps' x or
+  h with all steps' gate derivatives.
 
 The rule is a `jax.custom_jvp`, so that everything JAX derives from one (reverse
 mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
@@ -55,8 +55,19 @@ class Weights(NamedTuple):
     projection: jax.Array | None  # (H, P)
 
 
+class Kept(NamedTuple):
+    """What the derivative needs of every step; (B, H) each, (T, B, H) stacked."""
+
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+    c: jax.Array  # That the step started from.
+    m: jax.Array | None  # o·tanh(c'), with a projection only.
+
+
 class Slopes(NamedTuple):
-    """Derivatives of one step's c and m = o·tanh(c); (B, H) each, (T, B, H) stacked."""
+    """Derivatives of one step's c' and m = o·tanh(c'); (B, H) each."""
 
     c_by_i: jax.Array
     c_by_f: jax.Array
@@ -64,13 +75,6 @@ class Slopes(NamedTuple):
     c_by_c: jax.Array
     m_by_o: jax.Array
     m_by_c: jax.Array
-
-
-class Kept(NamedTuple):
-    """What the derivative needs of every step."""
-
-    slopes: Slopes
-    m: jax.Array | None  # (T, B, H), with a projection only
 
 
 def fuse_over_time(
@@ -126,7 +130,7 @@ def _lstm_jvp(reverse, primals, tangents):
     d_m = None
     if weights.projection is not None and not _is_zero(d_weights.projection):
         d_m = _product_over_steps(kept.m, d_weights.projection)
-    d_final, d_y = _linear_scan(reverse, weights, valid, kept.slopes, d_z, d_m, d_carry)
+    d_final, d_y = _linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry)
     return (final, y), (d_final, d_y)
 
 
@@ -159,24 +163,15 @@ def _loop(reverse, keep, hoists, weights, x, valid, carry):
         new_h = m if weights.projection is None else m @ weights.projection
         kept = None
         if keep:
-            slopes = Slopes(
-                c_by_i=g * i * (1 - i),
-                c_by_f=c * f * (1 - f),
-                c_by_g=i * (1 - g * g),
-                c_by_c=f,
-                m_by_o=tanh_c * o * (1 - o),
-                m_by_c=o * (1 - tanh_c * tanh_c),
-            )
-            slopes = jax.tree.map(lambda slope: slope.astype(h.dtype), slopes)
-            kept = Kept(slopes, None if weights.projection is None else m)
+            kept = Kept(i, f, g, o, c, None if weights.projection is None else m)
         y = new_h
         if is_valid is not None:
             valid_row = is_valid[:, None]
             new_c = jnp.where(valid_row, new_c, c)
             new_h = jnp.where(valid_row, new_h, h)
             y = jnp.where(valid_row, y, jnp.zeros_like(y))
-            if keep:
-                kept = _without_invalid(kept, valid_row)
+            if kept is not None and kept.m is not None:
+                kept = kept._replace(m=jnp.where(valid_row, m, jnp.zeros_like(m)))
         return (new_c, new_h), (y, kept)
 
     carry, (y, kept) = jax.lax.scan(step, carry, (inputs, valid), reverse=reverse)
@@ -218,14 +213,6 @@ def _outweigh(weights: Weights, x: jax.Array) -> bool:
     return weight_bytes > _CACHED_BYTES and 2 * batch < inputs
 
 
-def _without_invalid(kept: Kept, valid_row: jax.Array) -> Kept:
-    """`kept` of a step that lets c pass and gives 0 in the rows where it is padding."""
-    masked = jax.tree.map(lambda a: jnp.where(valid_row, a, jnp.zeros_like(a)), kept)
-    f = kept.slopes.c_by_c
-    passing = jnp.where(valid_row, f, jnp.ones_like(f))
-    return masked._replace(slopes=masked.slopes._replace(c_by_c=passing))
-
-
 def _shifted(reverse, valid, h_0, y):
     """The h that each valid step started from, (T, B, P)."""
     if reverse:
@@ -250,11 +237,10 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
         return jnp.concatenate(parts, axis=-1)
 
     d_z = jnp.zeros_like(x, shape=())
-    if any_given(d_weights.x) or any_given(d_weights.h):
-        d_kernel = jnp.concatenate(
-            [joined(d_weights.x, weights.x), joined(d_weights.h, weights.h)]
-        )
-        d_z += _product_over_steps(jnp.concatenate([x, h_before], axis=-1), d_kernel)
+    if any_given(d_weights.x):
+        d_z += _product_over_steps(x, joined(d_weights.x, weights.x))
+    if any_given(d_weights.h):
+        d_z += _product_over_steps(h_before, joined(d_weights.h, weights.h))
     if any_given(d_weights.b):
         d_z += joined(d_weights.b, weights.b)
     if not _is_zero(d_x):
@@ -265,24 +251,27 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
 
 
 def _product_over_steps(x, d_kernel):
-    """x (T, B, K) · d_kernel (K, N), written so that its transpose is fast.
+    """x (T, B, K) · d_kernel (K, N), as a product of two matrices.
 
-    That transpose is the kernel's gradient, a product over all T·B rows. XLA:CPU
-    has a fast path for it if the rows are the last axis of the left factor in
-    memory, which is what the barrier keeps XLA from folding away again.
+    Its transpose, the kernel's gradient, then is one, too. Of a product with two
+    axes of rows XLA:CPU would first copy both factors, transposed.
     """
-    columns = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
-    return jnp.einsum("ktb,kn->tbn", columns, d_kernel)
+    steps, batch, features = x.shape
+    product = x.reshape(steps * batch, features) @ d_kernel
+    return product.reshape(steps, batch, d_kernel.shape[-1])
 
 
-def _linear_scan(reverse, weights, valid, slopes, d_z, d_m, d_carry):
+def _linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
     """The tangents' own recurrence; linear in `d_z`, `d_m` and `d_carry`."""
     kernel = jnp.concatenate(weights.h, axis=-1)
-    d_carry = with_varying_axes_of(d_carry, (d_z, d_m, slopes, kernel))
+    d_carry = with_varying_axes_of(d_carry, (d_z, d_m, kept, kernel))
 
+    # Else JAX would take the slopes out of this loop, into one that stacks all six.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(d_carry, inputs):
         d_c, d_h = d_carry
-        d_z, d_m, slopes, is_valid = inputs
+        d_z, d_m, kept, is_valid = inputs
+        slopes = _slopes(kept, is_valid)
         d_i, d_f, d_g, d_o = jnp.split(d_z + d_h @ kernel, len(_GATES), axis=-1)
         d_c = (
             slopes.c_by_c * d_c
@@ -300,8 +289,28 @@ def _linear_scan(reverse, weights, valid, slopes, d_z, d_m, d_carry):
             new_d_h += jnp.where(is_valid[:, None], jnp.zeros_like(d_h), d_h)
         return (d_c, new_d_h), d_y
 
-    steps = (d_z, d_m, slopes, valid)
+    steps = (d_z, d_m, kept._replace(m=None), valid)
     return jax.lax.scan(step, d_carry, steps, reverse=reverse)
+
+
+def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
+    """Of one step, which lets c pass and gives 0 in the rows where it is padding."""
+    i, f, g, o, c, _ = kept
+    tanh_c = jnp.tanh(f * c + i * g)
+    slopes = Slopes(
+        c_by_i=g * i * (1 - i),
+        c_by_f=c * f * (1 - f),
+        c_by_g=i * (1 - g * g),
+        c_by_c=f,
+        m_by_o=tanh_c * o * (1 - o),
+        m_by_c=o * (1 - tanh_c * tanh_c),
+    )
+    if is_valid is None:
+        return slopes
+    valid_row = is_valid[:, None]
+    masked = [jnp.where(valid_row, slope, jnp.zeros_like(slope)) for slope in slopes]
+    passing = jnp.where(valid_row, f, jnp.ones_like(f))
+    return Slopes(*masked)._replace(c_by_c=passing)
 
 
 def _sigmoid(z: jax.Array) -> jax.Array:
