@@ -89,12 +89,12 @@ class LSTMClassifier(nn.Module):
         Raises:
             TypeError, ValueError: as `StackedLSTM` does.
         """
-        output, _ = self._stack(name="lstm")(
+        output, (h_n, _) = self._stack(name="lstm")(
             input, seq_lengths=seq_lengths, deterministic=deterministic
         )
-        batch_first = self.batch_first and output.ndim == 3
-        by_time = output.swapaxes(0, 1) if batch_first else output
-        last = by_time[-1] if seq_lengths is None else _at_end(by_time, seq_lengths)
+        # The last output is the final state, but for a reverse direction's. XLA
+        # then needs neither the top layer's outputs nor their gradient.
+        last = self._last(output, seq_lengths) if self.bidirectional else h_n[-1]
         head_init = torch_linear(last.shape[-1])
         return nn.Dense(
             self.num_classes,
@@ -104,6 +104,11 @@ class LSTMClassifier(nn.Module):
             param_dtype=self.param_dtype,
             name="head",
         )(last)
+
+    def _last(self, output: jax.Array, seq_lengths: Any) -> jax.Array:
+        batch_first = self.batch_first and output.ndim == 3
+        by_time = output.swapaxes(0, 1) if batch_first else output
+        return by_time[-1] if seq_lengths is None else _at_end(by_time, seq_lengths)
 
     def _stack(self, **linen: Any) -> StackedLSTM:
         return StackedLSTM(

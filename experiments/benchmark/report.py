@@ -72,7 +72,11 @@ class Report:
 def table(comparisons: list[Comparison]) -> str:
     """A Markdown table: a row for each comparison, values and then ratios."""
     names = list(dict.fromkeys(n for c in comparisons for n in c.values))
-    pairs = list(dict.fromkeys(p for c in comparisons for p in c.ratios))
+    pairs = list(
+        dict.fromkeys(
+            pair for c in comparisons for pair in c.ratios if set(pair) <= set(names)
+        )
+    )
     unit = comparisons[0].unit
     head = [f"{comparisons[0].section} ({unit})", *names]
     head += [f"{ours} / {other}" for ours, other in pairs]

@@ -37,11 +37,12 @@ def run(quick: bool, output: str) -> None:
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
 
-    seconds = 2 if quick else 15
-    show(sections.training_and_inference(seconds, compiled=not quick))
-    show(sections.single_core(seconds))
-    show(sections.costs(repeats=1 if quick else 5, with_memory=not quick))
-    if not quick:
+    if quick:
+        show(sections.quickly(seconds=1))
+    else:
+        show(sections.in_own_processes(seconds=15))
+        show(sections.training_and_inference(seconds=15))
+        show(sections.costs(repeats=5))
         show(sections.whole_epoch(rounds=3))
         show(sections.grid(seconds=4))
         growth: dict[str, list[Comparison]] = {}

@@ -1,13 +1,14 @@
 """What is compared with what, section by section."""
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import jax
 
 from experiments.benchmark import epoch
-from experiments.benchmark.child import can_pin, in_process, in_process_with_one_core
+from experiments.benchmark.child import can_pin, in_process, on_one_core, working
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.importing import import_seconds
 from experiments.benchmark.memory import can_measure, peak_bytes
@@ -15,10 +16,11 @@ from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
 from experiments.benchmark.sizes import NOTES, Sizes
 from experiments.benchmark.timing import Work, in_turn
-from experiments.devices import usable_cores
+from experiments.devices import claim_cores, usable_cores
 
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
-CHUNK = "ours, 10 steps a call"
+_STEPS_A_CALL = 10
+CHUNK = f"ours, {_STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
 
@@ -59,57 +61,85 @@ def contenders() -> dict[str, Contender]:
     return found
 
 
-def training_and_inference(seconds: float, compiled: bool) -> Iterator[Comparison]:
-    """The notes' training step, and inference at three batch sizes."""
+def quickly(seconds: float) -> Iterator[Comparison]:
+    """Training and inference of the notes' sizes, the least that shows the speed."""
+    names = (CHUNK, FLAX, TORCH)
+    yield _in_own_processes("training step, a process each", names, seconds)
+    for batch in (1, 100):
+        yield _inference(contenders(), batch, seconds)
+
+
+def training_and_inference(seconds: float) -> Iterator[Comparison]:
+    """The notes' training step, and inference at three batch sizes.
+
+    With all that there is: our scan, and torch.compile where it works.
+    """
     entries = contenders() | {SCAN: Ours("scan", all_devices=False)}
-    chunk = {CHUNK: Ours("auto", all_devices=True, steps_a_call=10)}
-    if compiled and TORCH in entries:
+    if TORCH in entries:
         from experiments.benchmark.torch_lstm import TorchLSTM
 
         entries[TORCH_COMPILED] = TorchLSTM(usable_cores(), compiled=True)
-    ratios = (*RATIOS, (SCAN, FLAX))
     yield _compare(
         "training step",
         str(NOTES),
-        chunk | entries,
+        {CHUNK: _in_chunks()} | entries,
         "training",
         NOTES,
         seconds,
-        ((CHUNK, TORCH), *ratios),
+        ((CHUNK, TORCH), *RATIOS, (SCAN, FLAX)),
     )
     for batch in (1, 100, 1000):
-        sizes = NOTES._replace(batch=batch)
-        yield _compare(
-            "inference", str(sizes), entries, "inference", sizes, seconds, ratios
+        yield _inference(entries, batch, seconds)
+
+
+def _in_chunks() -> Contender:
+    return Ours("auto", all_devices=True, steps_a_call=_STEPS_A_CALL)
+
+
+def _inference(entries: dict[str, Contender], batch: int, seconds: float) -> Comparison:
+    sizes = NOTES._replace(batch=batch)
+    ratios = (*RATIOS, (SCAN, FLAX))
+    return _compare(
+        "inference", str(sizes), entries, "inference", sizes, seconds, ratios
+    )
+
+
+def in_own_processes(seconds: float) -> Iterator[Comparison]:
+    """The notes' training step where each contender has a process, as for its users.
+
+    In one process they share what glibc's allocator has learned: once XLA has given
+    large blocks back, torch's steps no longer return their memory to the system,
+    which in a process of their own they do.
+    """
+    section = "training step, a process each"
+    yield _in_own_processes(section, (CHUNK, ALL, ONE, FLAX, TORCH), seconds)
+    if can_pin():
+        section = "training step, a process and one core each"
+        with on_one_core():
+            yield _in_own_processes(section, (ONE, FLAX, TORCH), seconds)
+
+
+def _in_own_processes(section: str, names: Iterable[str], seconds: float) -> Comparison:
+    entries = contenders() | {CHUNK: _in_chunks()}
+    entries = {name: entries[name] for name in names if name in entries}
+    with contextlib.ExitStack() as stack:
+        works = {
+            name: stack.enter_context(working(_training, entry, NOTES))
+            for name, entry in entries.items()
+        }
+        return _timed(
+            section,
+            str(NOTES),
+            works,
+            seconds,
+            ((CHUNK, TORCH), (CHUNK, FLAX), *RATIOS, (ONE, TORCH)),
+            units={name: entry.steps_a_call for name, entry in entries.items()},
         )
 
 
-def single_core(seconds: float) -> Iterator[Comparison]:
-    """The notes' training step in a process that has one core only."""
-    if can_pin():
-        yield in_process_with_one_core(_on_this_core, seconds)
-
-
-def _on_this_core(seconds: float) -> Comparison:
-    entries: dict[str, Contender] = {
-        ONE: Ours("auto", all_devices=False),
-        FLAX: FlaxRNN(),
-    }
-    ratios = [(ONE, FLAX)]
-    if importlib.util.find_spec("torch"):
-        from experiments.benchmark.torch_lstm import TorchLSTM
-
-        entries[TORCH] = TorchLSTM(threads=1)
-        ratios.append((ONE, TORCH))
-    return _compare(
-        "training step, one core",
-        str(NOTES),
-        entries,
-        "training",
-        NOTES,
-        seconds,
-        tuple(ratios),
-    )
+def _training(entry: Contender, sizes: Sizes) -> Work:
+    claim_cores()
+    return entry.training(sizes)
 
 
 def whole_epoch(rounds: int) -> Iterator[Comparison]:
@@ -156,7 +186,7 @@ def growth_values(axis: str) -> list[int]:
     return [getattr(sizes, _AXIS_FIELDS[axis]) for sizes in GROWTH[axis]]
 
 
-def costs(repeats: int, with_memory: bool) -> Iterator[Comparison]:
+def costs(repeats: int) -> Iterator[Comparison]:
     """Compile time, import time and peak memory."""
     compiling: dict[str, Work] = {
         ALL: Ours("auto", all_devices=True).compiling(NOTES),
@@ -177,7 +207,7 @@ def costs(repeats: int, with_memory: bool) -> Iterator[Comparison]:
         "s",
         {ALL: import_seconds(repeats)},
     )
-    if with_memory and can_measure():
+    if can_measure():
         yield from _memory()
 
 

@@ -1,6 +1,7 @@
 """The benchmark's parts on the least sizes; never how long anything takes."""
 
 import json
+import os
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Timing, in_turn
+from experiments.devices import usable_cores
 
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
 
@@ -75,7 +77,7 @@ def comparison():
 
 def test_a_table_shows_ratios_and_what_could_not_be_measured():
     text = table([comparison()])
-    assert "| B 4, T 3, H 4, L 2 | 1 | 4 | 0.25 | - |" in text
+    assert "| B 4, T 3, H 4, L 2 | 1 | 4 | 0.25 |" in text
     assert "Not measured, torch.compile: RuntimeError: no compiler" in text
 
 
@@ -111,11 +113,33 @@ def test_a_process_that_dies_is_an_error():
 
 @pytest.mark.skipif(not child.can_pin(), reason="only Linux can choose cores")
 def test_one_core_is_all_that_the_other_process_has():
-    from experiments.devices import usable_cores
-
     before = usable_cores()
-    assert child.in_process_with_one_core(usable_cores) == 1
+    with child.on_one_core():
+        assert child.in_process(usable_cores) == 1
     assert usable_cores() == before
+
+
+def tiny_work():
+    FlaxRNN().training(TINY)
+    return lambda: None
+
+
+def dying_work():
+    return lambda: os._exit(3)
+
+
+def test_work_in_a_process_of_its_own_is_done_as_often_as_asked():
+    with child.working(tiny_work) as work:
+        work()
+        work()
+
+
+def test_work_whose_process_dies_is_an_error():
+    with (
+        pytest.raises(RuntimeError, match=r"^dying_work: its process ended with 3"),
+        child.working(dying_work) as work,
+    ):
+        work()
 
 
 def test_importing_takes_time():
