@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -30,19 +31,23 @@ class DeviceSplit(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`inputs` (B, T, I) float32 in [0, 1], `labels` (B,), `weights` (B,) of 0 or 1."""
+    """`inputs` (B, T, I) float32 in [0, 1], `labels` (B,), `weights` (B,) of 0 or 1.
+
+    Of a share, B is that of the share, and `rows` (B,) numbers its rows in the batch.
+    """
 
     inputs: jax.Array
     labels: jax.Array
     weights: jax.Array
+    rows: jax.Array
 
 
 class Totals(NamedTuple):
     """Sums over examples: cross-entropy in nats, hits, and examples."""
 
-    loss: jax.Array
-    correct: jax.Array
-    examples: jax.Array
+    loss: jax.Array | np.ndarray
+    correct: jax.Array | np.ndarray
+    examples: jax.Array | np.ndarray
 
     @classmethod
     def zero(cls) -> "Totals":
@@ -78,13 +83,15 @@ def take_share(
     split: DeviceSplit, shares: jax.Array, step: jax.Array, white: int
 ) -> Batch:
     """This device's share of batch number `step`, inside a shard_map over ROWS."""
-    index = shares[step, jax.lax.axis_index(ROWS)]
+    device = jax.lax.axis_index(ROWS)
+    index = shares[step, device]
     real = index >= 0
     index = jnp.maximum(index, 0)
     return Batch(
         inputs=split.images[index].astype(jnp.float32) / white,
         labels=split.labels[index],
         weights=real.astype(jnp.float32),
+        rows=device * len(index) + jnp.arange(len(index)),
     )
 
 

@@ -1,7 +1,9 @@
 """Writing and restoring the checkpoints of a run; the form is flax_lstm's."""
 
 import dataclasses
+import io
 import os
+import sys
 from typing import Any
 
 import jax
@@ -10,49 +12,103 @@ import orbax.checkpoint as ocp
 from experiments.data.choose import Choice
 from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
-from experiments.training import TrainState
+from experiments.training import EpochProgress, TrainState
 from flax_lstm.checkpoint import (
     CONFIG,
     FORMAT_VERSION,
     PARAMS,
     TRAINING,
+    DamagedCheckpointError,
+    UnfinishedCheckpointError,
+    checkpoint_steps,
     classifier_options,
     read_config,
+    remove_stale_manifests,
+    write_manifest,
 )
 
 _KEPT = 3
+_ASIDE = "damaged-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What the newest checkpoint of a workdir says about its run."""
+    """What a checkpoint says about its run; `epoch` is the last whole one."""
 
     dataset: Choice
     hyper_parameters: dict[str, Any]
     epoch: int
     step: int
+    progress: EpochProgress | None
+
+    @property
+    def position(self) -> str:
+        into = f", {self.progress.steps} steps on" if self.progress else ""
+        return f"epoch {self.epoch}{into}, step {self.step}"
 
 
-def read_recorded(workdir: str) -> Recorded | None:
-    """The newest checkpoint's record, or None where there is no checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The newest sound checkpoint of a workdir, and what is wrong with newer ones."""
+
+    recorded: Recorded | None = None
+    damaged: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+def find(workdir: str) -> Found:
+    """Looks for the newest checkpoint whose every file is what was written.
 
     Raises:
-        RunError: there is one, but it can't be read.
+        RunError: there are some, but none is sound; or one can't be read.
     """
     if not os.path.isdir(workdir):
-        return None
+        return Found()
+    damaged: dict[int, str] = {}
+    only_unfinished = True
     try:
-        config = read_config(workdir)
-        return Recorded(
-            dataset=Choice(**config["dataset"]),
-            hyper_parameters=config["hyper_parameters"],
-            epoch=config["epoch"],
-            step=config["step"],
-        )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # Orbax raises many kinds for a damaged file.
+        for step in reversed(checkpoint_steps(workdir)):
+            try:
+                return Found(_recorded(read_config(workdir, step)), damaged)
+            except DamagedCheckpointError as error:
+                damaged[step] = str(error)
+                only_unfinished &= isinstance(error, UnfinishedCheckpointError)
+    except Exception as error:  # Orbax raises many kinds for what is no checkpoint.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
+    # A first save that was cut short leaves nothing to go on from, and lost nothing.
+    if only_unfinished:
+        return Found(None, damaged)
+    problems = "; ".join(damaged.values())
+    raise RunError(
+        f"--workdir: no checkpoint in {workdir} is sound ({problems}); give another "
+        f"--workdir to begin anew"
+    )
+
+
+def set_aside(workdir: str, steps: dict[int, str]) -> None:
+    """Renames the folders of these steps, so that the run can write them again."""
+    for step in steps:
+        source = os.path.join(workdir, str(step))
+        target = os.path.join(workdir, f"{_ASIDE}{step}")
+        number = 1
+        while os.path.exists(target):
+            number += 1
+            target = os.path.join(workdir, f"{_ASIDE}{step}-{number}")
+        try:
+            os.rename(source, target)
+            remove_stale_manifests(workdir)
+        except OSError as error:
+            raise RunError(f"--workdir: can't rename {source}: {error}") from error
+
+
+def _recorded(config: dict[str, Any]) -> Recorded:
+    progress = config["progress"]
+    return Recorded(
+        dataset=Choice(**config["dataset"]),
+        hyper_parameters=config["hyper_parameters"],
+        epoch=config["epoch"],
+        step=config["step"],
+        progress=progress and EpochProgress.from_json(progress),
+    )
 
 
 class Checkpoints:
@@ -60,7 +116,6 @@ class Checkpoints:
 
     def __init__(self, workdir: str, dataset: Choice, parameters: HyperParameters):
         try:
-            os.makedirs(workdir, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 os.path.abspath(workdir),
                 options=ocp.CheckpointManagerOptions(
@@ -72,32 +127,58 @@ class Checkpoints:
             raise RunError(
                 f"--workdir: expected a writable folder, got {workdir} ({error})"
             ) from error
+        self._folder = os.stat(workdir)
+        self._failed = False
+        self._workdir = workdir
         self._dataset = dataset
         self._parameters = parameters
 
-    def save(self, state: TrainState, model, epoch: int) -> None:
-        """Saves `state` after `epoch`; returns when it is on the disk."""
+    def save(
+        self,
+        state: TrainState,
+        model,
+        epoch: int,
+        progress: EpochProgress | None = None,
+    ) -> None:
+        """Saves `state`; returns when it is on the disk.
+
+        Args:
+            state: on any devices.
+            model: whose options are recorded.
+            epoch: the last whole epoch.
+            progress: how far the epoch after it has come, None at its start.
+        """
         config = {
             "format_version": FORMAT_VERSION,
             "model": classifier_options(model),
             "dataset": dataclasses.asdict(self._dataset),
             "hyper_parameters": dataclasses.asdict(self._parameters),
             "epoch": epoch,
+            "progress": progress and progress.to_json(),
         }
+        items = {
+            PARAMS: ocp.args.StandardSave(state.params),
+            TRAINING: ocp.args.StandardSave(_training_part(state)),
+            CONFIG: ocp.args.JsonSave(config),
+        }
+        step = int(state.step)
+        # For every array that can't be written TensorStore prints a traceback, from
+        # threads that outlive the save. The one error below says it all.
+        stderr, sys.stderr = sys.stderr, io.StringIO()
         try:
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    **{
-                        PARAMS: ocp.args.StandardSave(state.params),
-                        TRAINING: ocp.args.StandardSave(_training_part(state)),
-                        CONFIG: ocp.args.JsonSave(config),
-                    }
-                ),
-            )
+            self._require_same_folder()
+            self._manager.save(step, args=ocp.args.Composite(**items))
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise RunError(f"--workdir: saving a checkpoint failed: {error}") from error
+            self._require_same_folder()
+            write_manifest(self._workdir, step)
+            remove_stale_manifests(self._workdir)
+        except Exception as error:  # Orbax raises many kinds for a full disk.
+            self._failed = True
+            raise RunError(
+                f"--workdir: saving step {step} in {self._workdir} failed: {error}"
+            ) from error
+        stderr.write(sys.stderr.getvalue())
+        sys.stderr = stderr
 
     def restore(self, step: int, fresh: TrainState) -> TrainState:
         """`fresh` with everything replaced by what was saved at `step`."""
@@ -113,7 +194,7 @@ class Checkpoints:
                     }
                 ),
             )
-        except Exception as error:  # Orbax raises many kinds for a damaged file.
+        except Exception as error:  # Orbax raises many kinds for other contents.
             raise RunError(
                 f"--workdir: the checkpoint of step {step} can't be restored: {error}"
             ) from error
@@ -126,8 +207,14 @@ class Checkpoints:
             dropout_key=jax.random.wrap_key_data(training["dropout_key"]),
         )
 
+    def _require_same_folder(self) -> None:
+        """Orbax would make one that was taken away anew, without what was in it."""
+        if not os.path.samestat(self._folder, os.stat(self._workdir)):
+            raise FileNotFoundError("the folder is not the one that it was")
+
     def close(self) -> None:
-        self._manager.close()
+        if not self._failed:  # Then Orbax would wait for what can't be finished.
+            self._manager.close()
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:

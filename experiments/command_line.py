@@ -3,13 +3,13 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from experiments.errors import RunError
 
 USAGE_STATUS = 2
-FAILURE_STATUS = 1
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it.
 BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 
@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except RunError as error:
-            _fail(program, _one_line(error), FAILURE_STATUS)
+            _fail(program, _one_line(error), error.status)
         except KeyboardInterrupt:
             _fail(program, "interrupted", INTERRUPTED_STATUS)
         except BrokenPipeError:
@@ -58,6 +58,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _fail(program: str, message: str, status: int) -> None:
-    print(f"{program}: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
+def _fail(program: str, message: str, status: int) -> NoReturn:
+    # Neither sys.stderr nor sys.exit: after a save that failed, Orbax's threads write
+    # tracebacks to the one, and keep the process at the other.
+    print(f"{program}: {message}", file=sys.__stderr__, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

@@ -50,6 +50,12 @@ flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files
 flags.DEFINE_string(
     "workdir", None, "Checkpoints and metrics (default: runs/, named by the flags)."
 )
+flags.DEFINE_integer(
+    "num_devices",
+    None,
+    "Devices that share a batch (default: all that have at least 25 rows of it).",
+    lower_bound=1,
+)
 flags.register_validator(
     "learning_rate",
     lambda value: 0 < value < float("inf"),
@@ -78,6 +84,7 @@ def main() -> None:
         data_dir=FLAGS.data_dir,
         manual_dir=FLAGS.manual_dir,
         workdir=FLAGS.workdir,
+        num_devices=FLAGS.num_devices,
     )
 
 

@@ -1,5 +1,6 @@
 """A classifier restored from a workdir, with the dataset that it was trained on."""
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -10,7 +11,12 @@ from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
 from experiments.prediction import Prediction
 from flax_lstm import LSTMClassifier, load_classifier
-from flax_lstm.checkpoint import read_config
+from flax_lstm.checkpoint import (
+    DamagedCheckpointError,
+    checkpoint_steps,
+    read_config,
+    verify,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,7 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     """The classifier of `workdir`'s newest checkpoint, or of that of `step`.
 
     Raises:
-        RunError: no folder, no checkpoint, or one that can't be read.
+        RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
     """
     try:
         config = read_config(workdir, step)
@@ -75,7 +81,18 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
             epoch=config["epoch"],
             step=config["step"],
         )
+    except DamagedCheckpointError as error:
+        raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
         raise RunError(f"--workdir: {str(error).partition(': ')[2]}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
+
+
+def _advice(workdir: str) -> str:
+    """What to do where a checkpoint is damaged; nothing else is taken unasked."""
+    for step in reversed(checkpoint_steps(workdir)):
+        with contextlib.suppress(DamagedCheckpointError):
+            verify(workdir, step)
+            return f"the newest sound checkpoint is that of --step={step}"
+    return "no other checkpoint there is sound"

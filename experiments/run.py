@@ -1,9 +1,11 @@
 """One run from data to final test: what `python -m experiments.mnist` does."""
 
+import math
 import os
 import sys
 import time
 
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from experiments import checkpoints, metrics, prediction
@@ -14,9 +16,16 @@ from experiments.devices import claim_cores, replicated, row_mesh
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
+from experiments.lock import sole_use
 from experiments.restored import restore
-from experiments.training import Epochs, TrainState, create_state
-from flax_lstm import LSTMClassifier
+from experiments.stopping import Stopped, StopRequest
+from experiments.training import (
+    EpochProgress,
+    Epochs,
+    NotFiniteError,
+    TrainState,
+    create_state,
+)
 
 _RUNS = "runs"
 _SHOWN_TEST_INDEX = 0
@@ -30,47 +39,52 @@ def train_and_test(
     data_dir: str | None,
     manual_dir: str | None,
     workdir: str | None,
+    num_devices: int | None = None,
 ) -> None:
     """Trains up to `num_epochs`, continuing what `workdir` holds, and tests again.
 
     Raises:
-        RunError: whatever the user can mend, in one line.
+        RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
-    claim_cores()
-    choice, workdir, recorded = _settle(
-        parameters, dataset, data_dir, manual_dir, workdir
-    )
-    print(f"Workdir: {workdir}", flush=True)
-    if announcement := choose.announcement(choice):
-        print(announcement, flush=True)
-    data = choose.load(choice.name, data_dir, manual_dir)
-    print(
-        f"Dataset: {data.name}, {len(data.train)} training and {len(data.test)} test "
-        f"examples",
-        flush=True,
-    )
-    _train(parameters, num_epochs, choice, data, workdir, recorded)
-    _final_test(workdir, data)
-
-
-def _settle(parameters, wanted, data_dir, manual_dir, workdir):
-    """Dataset, workdir and the record in it, each of which depends on the others."""
-    if workdir is not None:
-        recorded = checkpoints.read_recorded(workdir)
-        known = recorded and recorded.dataset
-        choice = choose.choose(wanted, known, data_dir, manual_dir)
-    else:
-        choice = choose.choose(wanted, None, data_dir, manual_dir)
+    claim_cores(num_devices)
+    mesh = row_mesh(parameters.batch_size, num_devices)
+    recorded = checkpoints.find(workdir).recorded if workdir is not None else None
+    known = recorded.dataset if recorded else None
+    choice = choose.choose(dataset, known, data_dir, manual_dir)
+    if workdir is None:
         workdir = os.path.join(_RUNS, parameters.workdir_name(choice.name))
-        recorded = checkpoints.read_recorded(workdir)
-    if recorded:
-        differences = parameters.differences(recorded.hyper_parameters)
+    with sole_use(workdir):
+        recorded = _recorded_run(parameters, workdir)
+        print(f"Workdir: {workdir}", flush=True)
+        if announcement := choose.announcement(choice):
+            print(announcement, flush=True)
+        data = choose.load(choice.name, data_dir, manual_dir)
+        print(
+            f"Dataset: {data.name}, {len(data.train)} training and {len(data.test)} "
+            f"test examples",
+            flush=True,
+        )
+        with StopRequest() as stop:
+            _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
+        _final_test(workdir, data)
+
+
+def _recorded_run(
+    parameters: HyperParameters, workdir: str
+) -> checkpoints.Recorded | None:
+    """What `workdir` holds of this run; what is damaged is named and set aside."""
+    found = checkpoints.find(workdir)
+    if found.recorded:
+        differences = parameters.differences(found.recorded.hyper_parameters)
         if differences:
             raise RunError(
                 f"--workdir: {workdir} holds another run ({'; '.join(differences)}); "
                 f"give the same flags, or another --workdir"
             )
-    return choice, workdir, recorded
+    for problem in found.damaged.values():
+        print(f"Not used: {problem}", flush=True)
+    checkpoints.set_aside(workdir, found.damaged)
+    return found.recorded
 
 
 def _train(
@@ -78,8 +92,10 @@ def _train(
     num_epochs: int,
     choice: choose.Choice,
     data: Dataset,
+    mesh: Mesh,
     workdir: str,
     recorded: checkpoints.Recorded | None,
+    stop: StopRequest,
 ) -> None:
     model = parameters.model(data)
     state = create_state(
@@ -87,50 +103,87 @@ def _train(
     )
     saved = checkpoints.Checkpoints(workdir, choice, parameters)
     try:
-        first_epoch = 1
+        whole, progress = 0, None
         if recorded:
             state = saved.restore(recorded.step, state)
-            first_epoch = recorded.epoch + 1
-            print(f"Restored: epoch {recorded.epoch}, step {recorded.step}", flush=True)
-        if first_epoch > num_epochs:
+            whole, progress = recorded.epoch, recorded.progress
+            print(f"Restored: {recorded.position}", flush=True)
+        if whole >= num_epochs:
             return
-        rows = metrics.MetricsFile(workdir, first_epoch - 1)
-        mesh = row_mesh(parameters.batch_size)
+        rows = metrics.MetricsFile(workdir, whole)
         kind = mesh.devices.flat[0].device_kind
         print(f"Devices: {mesh.size} x {kind}", flush=True)
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh), parameters.batch_size, data.white, mesh
         )
         test = DeviceSplit.of(data.test, mesh)
-        for epoch in range(first_epoch, num_epochs + 1):
-            state, row = _run_epoch(model, state, epochs, test, data.white, epoch)
+        for epoch in range(whole + 1, num_epochs + 1):
+            start = time.perf_counter()
+            state, progress = _run_steps(state, epochs, epoch, progress, stop, workdir)
+            if progress.steps < epochs.steps:
+                saved.save(state, model, epoch - 1, progress)
+                raise _stopped(stop, f"{progress.steps} steps into epoch {epoch}")
+            tested = evaluate(model, state.params, test, data.white, mesh).means()
+            if not math.isfinite(tested["loss"]):
+                raise _not_finite(workdir, f"in the test after epoch {epoch}")
+            row = _row(epoch, state, progress.means, tested, start)
             rows.append({"dataset": data.name, **row})
             saved.save(state, model, epoch)
             print(_epoch_line(row, num_epochs), flush=True)
+            if stop:
+                raise _stopped(stop, f"after epoch {epoch}")
+            progress = None
     finally:
         saved.close()
 
 
-def _run_epoch(
-    model: LSTMClassifier,
+def _run_steps(
     state: TrainState,
     epochs: Epochs,
-    test: DeviceSplit,
-    white: int,
     epoch: int,
-) -> tuple[TrainState, dict]:
-    start = time.perf_counter()
+    progress: EpochProgress | None,
+    stop: StopRequest,
+    workdir: str,
+) -> tuple[TrainState, EpochProgress]:
+    """To the epoch's end, or the end of a chunk if asked to stop."""
+    progress = progress or epochs.start()
+    before = int(state.step) - progress.steps
     with tqdm(
         total=epochs.steps,
+        initial=progress.steps,
         desc=f"Epoch {epoch}",
         unit="step",
         leave=False,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        state, totals = epochs.run(state, epoch, bar.update)
-    train = totals.means()
-    tested = evaluate(model, state.params, test, white, epochs.mesh).means()
-    return state, {
+
+        def on_chunk(steps):
+            bar.update(steps)
+            return bool(stop)
+
+        try:
+            return epochs.run(state, epoch, progress, on_chunk)
+        except NotFiniteError as error:
+            where = f"in epoch {epoch}, step {before + error.step}"
+            raise _not_finite(workdir, where) from error
+
+
+def _not_finite(workdir: str, where: str) -> RunError:
+    recorded = checkpoints.find(workdir).recorded
+    last = f"of step {recorded.step} in {workdir}" if recorded else "none yet"
+    return RunError(
+        f"the loss is not finite {where}; last good checkpoint: {last}; a lower "
+        f"--learning_rate may help"
+    )
+
+
+def _stopped(stop: StopRequest, where: str) -> Stopped:
+    assert stop.by is not None
+    return Stopped(f"saved {where}; the same command goes on from there", stop.by)
+
+
+def _row(epoch, state, train, tested, start) -> dict:
+    return {
         "epoch": epoch,
         "step": int(state.step),
         **{f"train_{name}": value for name, value in train.items()},

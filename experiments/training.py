@@ -7,16 +7,19 @@ share of a batch's rows; the gradients are summed over the devices, so that all
 hold the same parameters.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training import train_state
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.batches import (
     Batch,
@@ -29,6 +32,7 @@ from experiments.batches import (
     take_share,
 )
 from experiments.devices import ROWS, replicated
+from experiments.dropout import masks_by_row
 from flax_lstm import LSTMClassifier, scale_by_torch_biases
 
 _CHUNK_SECONDS = 0.5
@@ -60,6 +64,46 @@ def create_state(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class EpochProgress:
+    """How far an epoch has come: `steps` done, and what each device counted in them.
+
+    Each device's own sums are kept, so that a run stopped here goes on to the same
+    last bit. `totals` holds NumPy arrays (devices,).
+    """
+
+    steps: int
+    totals: Totals
+
+    def to_json(self) -> dict[str, Any]:
+        sums = {name: sums.tolist() for name, sums in self.totals._asdict().items()}
+        return {"steps": self.steps, **sums}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "EpochProgress":
+        zeros = Totals.zero()._asdict()
+        sums = {name: np.asarray(record[name], zeros[name].dtype) for name in zeros}
+        return cls(record["steps"], Totals(**sums))
+
+    def for_devices(self, count: int) -> Totals:
+        """The sums on so many devices: all on the first if there were others."""
+        if len(self.totals.loss) == count:
+            return self.totals
+        return Totals(*(np.pad([s.sum()], (0, count - 1)) for s in self.totals))
+
+    @property
+    def means(self) -> dict[str, float | int]:
+        return Totals(*(sums.sum() for sums in self.totals)).means()
+
+
+class NotFiniteError(Exception):
+    """The loss became infinite or no number; `step` (from 1) of its epoch."""
+
+    def __init__(self, step: int):
+        super().__init__(f"the loss is not finite in step {step}")
+        self.step = step
+
+
 class Epochs(flax.struct.PyTreeNode):
     """Runs epochs over one training split; all but `split` is static."""
 
@@ -73,33 +117,50 @@ class Epochs(flax.struct.PyTreeNode):
         """Number of steps in an epoch; the last one may be a smaller batch."""
         return num_batches(len(self.split.labels), self.batch_size)
 
+    def start(self) -> EpochProgress:
+        """No step done."""
+        zeros = (np.zeros(self.mesh.size, zero.dtype) for zero in Totals.zero())
+        return EpochProgress(0, Totals(*zeros))
+
     def run(
-        self, state: TrainState, epoch: int, on_progress: Callable[[int], None]
-    ) -> tuple[TrainState, Totals]:
-        """One epoch over a fresh permutation of the examples.
+        self,
+        state: TrainState,
+        epoch: int,
+        progress: EpochProgress,
+        on_chunk: Callable[[int], object] = lambda steps: None,
+    ) -> tuple[TrainState, EpochProgress]:
+        """Goes on with one epoch over a fresh permutation of the examples.
 
         Args:
             state: its buffers are donated.
             epoch: number of the epoch, which the permutation follows from.
-            on_progress: called after every chunk with its number of steps.
+            progress: where to go on, `start()` for a whole epoch.
+            on_chunk: called after every chunk with its number of steps; the epoch is
+                left there if it answers True.
 
         Returns:
-            The new state, and the totals as the steps saw them while training.
+            The new state, and how far the epoch has come.
+
+        Raises:
+            NotFiniteError: the loss is not finite; the state is lost.
         """
         state = replicated(state, self.mesh)
         order = _shuffled_shares(self, state.shuffle_key, epoch)
-        totals = replicated(Totals.zero(), self.mesh)
-        done, chunk = 0, 1
-        while done < self.steps:
+        by_device = NamedSharding(self.mesh, PartitionSpec(ROWS))
+        sums = jax.device_put(progress.for_devices(self.mesh.size), by_device)
+        done, chunk, leave = progress.steps, 1, False
+        while done < self.steps and not leave:
             start = time.perf_counter()
             last = min(done + chunk, self.steps)
-            state, totals = _run_steps(self, state, totals, order, done, last)
-            jax.block_until_ready(totals)
+            state, sums, sound = _run_steps(self, state, sums, order, done, last)
+            sound_steps = int(np.asarray(sound).min())
+            if sound_steps < last - done:
+                raise NotFiniteError(done + sound_steps + 1)
             step_seconds = (time.perf_counter() - start) / (last - done)
-            on_progress(last - done)
+            leave = on_chunk(last - done) is True
             done = last
             chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
-        return state, totals
+        return state, EpochProgress(done, Totals(*map(np.asarray, sums)))
 
 
 @jax.jit
@@ -109,28 +170,35 @@ def _shuffled_shares(epochs: Epochs, key: jax.Array, epoch: int) -> jax.Array:
     return shares(order, epochs.batch_size, epochs.mesh.size)
 
 
-@functools.partial(jax.jit, donate_argnames=("state", "totals"))
-def _run_steps(epochs: Epochs, state, totals, order, first, last):
-    """Steps `first` to `last` (traced, so one program serves every chunk)."""
+@functools.partial(jax.jit, donate_argnames=("state", "sums"))
+def _run_steps(epochs: Epochs, state, sums, order, first, last):
+    """Steps `first` to `last` (traced, so one program serves every chunk).
+
+    Returns the state, each device's sums (devices,), and the number of steps after
+    which these were finite (devices,).
+    """
+    everywhere, by_device = PartitionSpec(), PartitionSpec(ROWS)
 
     @functools.partial(
         jax.shard_map,
         mesh=epochs.mesh,
-        in_specs=PartitionSpec(),
-        out_specs=PartitionSpec(),
+        in_specs=(everywhere, everywhere, by_device, everywhere, everywhere),
+        out_specs=(everywhere, by_device, by_device),
     )
-    def on_every_device(split, state, totals, order, first, last):
+    def on_every_device(split, state, sums, order, steps):
         def body(step, carry):
-            state, totals = carry
+            state, sums, sound = carry
             share = take_share(split, order, step, epochs.white)
-            state, share_totals = train_step(state, share)
-            return state, add(totals, share_totals)
+            state, totals = train_step(state, share)
+            sums = add(sums, totals)
+            return state, sums, sound + jnp.isfinite(sums.loss)
 
-        zero = jax.lax.pcast(Totals.zero(), ROWS, to="varying")
-        state, own = jax.lax.fori_loop(first, last, body, (state, zero))
-        return state, add(totals, jax.lax.psum(own, ROWS))
+        own = Totals(*(array[0] for array in sums))
+        sound = jax.lax.pcast(jnp.zeros((), jnp.int32), ROWS, to="varying")
+        state, *counted = jax.lax.fori_loop(*steps, body, (state, own, sound))
+        return state, *jax.tree.map(lambda array: array[None], counted)
 
-    return on_every_device(epochs.split, state, totals, order, first, last)
+    return on_every_device(epochs.split, state, sums, order, (first, last))
 
 
 def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
@@ -146,17 +214,16 @@ def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
         The new state, the same on all devices, and the totals of the share.
     """
     dropout_key = jax.random.fold_in(state.dropout_key, state.step)
-    # Another mask on every device: the key alone would give all the same one.
-    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(ROWS))
     examples = jax.lax.psum(share.weights.sum(), ROWS)
 
     def loss(params):
-        logits = state.apply_fn(
-            {"params": params},
-            share.inputs,
-            deterministic=False,
-            rngs={"dropout": dropout_key},
-        )
+        with masks_by_row(share.rows):
+            logits = state.apply_fn(
+                {"params": params},
+                share.inputs,
+                deterministic=False,
+                rngs={"dropout": dropout_key},
+            )
         totals = score(logits, share)
         return totals.loss / examples, totals
 

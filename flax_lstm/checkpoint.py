@@ -8,6 +8,9 @@ a step, with these items:
 - `config`: JSON with `format_version`, the `model`'s options, and whatever else the
   writer records (the dataset, the run's hyper-parameters, epoch and step).
 
+Beside each step's folder stands `STEP.sha256`, which `sha256sum --check` reads too;
+what does not agree with it is not loaded.
+
 Orbax is imported when a function here is called, not before.
 """
 
@@ -19,8 +22,15 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._classifier import LSTMClassifier
+from flax_lstm._manifest import (
+    DamagedCheckpointError as DamagedCheckpointError,
+    UnfinishedCheckpointError as UnfinishedCheckpointError,
+    remove_stale_manifests as remove_stale_manifests,
+    verify as verify,
+    write_manifest as write_manifest,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARAMS, TRAINING, CONFIG = "params", "training", "config"
 
 _DTYPE_OPTIONS = ("dtype", "param_dtype")
@@ -68,10 +78,22 @@ def abstract_params(model: LSTMClassifier) -> Any:
     )
 
 
+def checkpoint_steps(path: str | os.PathLike[str]) -> list[int]:
+    """The steps of which there are checkpoints in `path`, sound or not, ascending.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    with _reader(path) as manager:
+        return sorted(manager.all_steps())
+
+
 def read_config(
     path: str | os.PathLike[str], step: int | None = None
 ) -> dict[str, Any]:
     """The `config` item of a checkpoint, with the `step` it belongs to.
+
+    Every file of the checkpoint is compared with its checksum before.
 
     Args:
         path: the folder of the checkpoints (an experiment's workdir).
@@ -79,19 +101,19 @@ def read_config(
 
     Raises:
         FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        DamagedCheckpointError: a file of it is not what was written.
         ValueError: a checkpoint of another format version.
     """
     import orbax.checkpoint as ocp
 
+    steps = checkpoint_steps(path)
+    if not steps:
+        raise FileNotFoundError(f"path: expected a checkpoint in {path}, got none")
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"step: expected one of {steps} in {path}, got {step}")
+    step = steps[-1] if step is None else step
+    verify(os.fspath(path), step)
     with _reader(path) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise FileNotFoundError(f"path: expected a checkpoint in {path}, got none")
-        if step is not None and step not in steps:
-            raise FileNotFoundError(
-                f"step: expected one of {steps} in {path}, got {step}"
-            )
-        step = steps[-1] if step is None else step
         restored = manager.restore(
             step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
         )
@@ -122,6 +144,8 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        DamagedCheckpointError: a file of it is not what was written; an older step
+            may be sound.
         ValueError: a checkpoint of another format version.
 
     Example:

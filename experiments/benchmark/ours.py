@@ -128,8 +128,9 @@ class Ours:
     def _batch(self, sizes: Sizes, mesh: Mesh) -> Batch:
         inputs, labels = examples(sizes)
         weights = np.ones(sizes.batch, np.float32)
+        rows = np.arange(sizes.batch)
         by_rows = NamedSharding(mesh, PartitionSpec(ROWS))
-        return Batch(*jax.device_put((inputs, labels, weights), by_rows))
+        return Batch(*jax.device_put((inputs, labels, weights, rows), by_rows))
 
 
 def examples(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:

@@ -1,23 +1,30 @@
 """A batch spread over devices is the batch: shares, steps, and which devices."""
 
+import itertools
 import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 
-from experiments import devices
+from experiments import devices, training
 from experiments.batches import DeviceSplit, num_batches, shares
+from experiments.data import digits
 from experiments.data.dataset import Split
+from experiments.dropout import masks_by_row
+from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.training import Epochs, create_state
 from flax_lstm import LSTMClassifier
 
 WHITE = 16
+KEY = jax.random.key(0)
 
 
 @given(st.integers(1, 60), st.integers(1, 25), st.integers(1, 8))
@@ -36,18 +43,18 @@ def made_up_split(examples):
     return Split(images, rng.integers(0, 10, examples, dtype=np.int32))
 
 
-def after_an_epoch(count, batch_size, least_rows, monkeypatch):
+def after_an_epoch(count, batch_size, least_rows, monkeypatch, dropout=0.0):
     """State, training totals and test totals, on at most `count` devices."""
     monkeypatch.setattr(devices, "_LEAST_ROWS_A_DEVICE", least_rows)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:count])
     mesh = devices.row_mesh(batch_size)
     split = made_up_split(50)
-    model = LSTMClassifier(10, 8, 16)
+    model = LSTMClassifier(10, 8, 16, 2, batch_first=True, dropout=dropout)
     epochs = Epochs(DeviceSplit.of(split, mesh), batch_size, WHITE, mesh)
     state = create_state(model, 1e-3, 0, (8, 8))
-    state, totals = epochs.run(state, 1, lambda steps: None)
+    state, progress = epochs.run(state, 1, epochs.start())
     tested = evaluate(model, state.params, epochs.split, WHITE, mesh)
-    return mesh.size, state, totals.means(), tested.means()
+    return mesh.size, state, progress.means, tested.means()
 
 
 @pytest.mark.parametrize("batch_size", [10, 12, 7])
@@ -114,3 +121,70 @@ def test_importing_the_library_sets_nothing():
         "print(int(before == dict(jax.config.values)))"
     )
     assert devices_in_a_process(script) == 1
+
+
+def test_dropout_masks_belong_to_the_examples(monkeypatch):
+    """Another number of devices drops the same elements; and drops some at all."""
+    count = min(3, jax.device_count())
+    results = [
+        after_an_epoch(size, 10, 2, monkeypatch, dropout=dropout)
+        for size, dropout in ((count, 0.5), (1, 0.5), (1, 0.0))
+    ]
+    losses = [totals["loss"] for _, _, totals, _ in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[1] != pytest.approx(losses[2], rel=1e-4)
+
+
+def test_rows_of_a_batch_get_masks_of_their_own():
+    x = jnp.ones((3, 4, 5))
+    dropout = nn.Dropout(0.5, deterministic=False)
+
+    def masks(rows):
+        with masks_by_row(jnp.asarray(rows)):
+            return dropout.apply(
+                {}, x[:, : len(rows)], deterministic=False, rngs={"dropout": KEY}
+            )
+
+    whole = masks([0, 1, 2, 3])
+    assert set(np.unique(whole)) == {0, 2}
+    for a, b in itertools.combinations(range(4), 2):
+        assert (whole[:, a] != whole[:, b]).any()
+    np.testing.assert_array_equal(masks([2, 3]), whole[:, 2:])
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1e9])
+def test_where_an_epoch_is_cut_into_chunks_changes_nothing(chunk_seconds, monkeypatch):
+    _, expected, *expected_totals = after_an_epoch(2, 10, 2, monkeypatch)
+    monkeypatch.setattr(training, "_CHUNK_SECONDS", chunk_seconds)
+    _, state, *totals = after_an_epoch(2, 10, 2, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+    assert totals == expected_totals
+
+
+def test_eight_devices_follow_one(monkeypatch):
+    """The loss of each of the first 50 steps, in the run that the README shows."""
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices; tests/conftest.py makes them on CPU")
+    monkeypatch.setattr(training, "_CHUNK_SECONDS", 0.0)
+    curves = []
+    for count in (1, 8):
+        mesh = devices.row_mesh(100, count)
+        data = digits.load()
+        model = LSTMClassifier(10, 8, 128, 2, batch_first=True, dropout=0.1)
+        epochs = Epochs(DeviceSplit.of(data.train, mesh), 100, data.white, mesh)
+        state = create_state(model, 1e-3, 0, (8, 8))
+        losses = []
+        epoch, progress = 1, epochs.start()
+        while len(losses) < 50:
+            before = progress.totals.loss.sum()
+            state, progress = epochs.run(state, epoch, progress, lambda steps: True)
+            losses.append(progress.totals.loss.sum() - before)
+            if progress.steps == epochs.steps:
+                epoch, progress = epoch + 1, epochs.start()
+        curves.append(losses)
+    np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(RunError, match="--num_devices: expected at most"):
+        devices.row_mesh(100, jax.device_count() + 1)

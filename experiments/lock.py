@@ -1,0 +1,42 @@
+"""Keeping a second run out of a workdir."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from experiments.errors import RunError
+
+_FILE_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def sole_use(workdir: str) -> Iterator[None]:
+    """Makes the folder if need be, and holds it against other processes.
+
+    The system holds the lock, not the file: it goes with the process, however that
+    ends.
+
+    Raises:
+        RunError: another process holds it, or the folder can't be written.
+    """
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        file = open(os.path.join(workdir, _FILE_NAME), "a+", encoding="ascii")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(
+            f"--workdir: expected a writable folder, got {workdir} ({error})"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"--workdir: {workdir} is in use by another run (process "
+                f"{file.read().strip() or 'unknown'})"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,47 @@
+"""Being stopped from outside: the first signal asks, a second one stops at once."""
+
+import os
+import signal
+from types import FrameType
+
+from experiments.errors import RunError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(RunError):
+    """A run that was asked to stop, and what it has saved."""
+
+    def __init__(self, message: str, by: signal.Signals):
+        super().__init__(f"stopped by {by.name}; {message}")
+        self.status = _status(by)
+
+
+class StopRequest:
+    """While entered, Ctrl-C and SIGTERM are noted instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.by: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return self.by is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.by is not None:
+            os._exit(_status(signal.Signals(number)))
+        self.by = signal.Signals(number)
+
+
+def _status(number: signal.Signals) -> int:
+    return 128 + number  # As shells report it.

@@ -1,0 +1,11 @@
+"""One whole run on the embedded digits, which several files look at."""
+
+import pytest
+from commands import train
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Workdir of 20 epochs with dropout, and what the command printed."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, train(workdir, "--num_epochs=20", "--dropout=0.1")

@@ -1,0 +1,158 @@
+"""However a run ends, the same command finishes it as if nothing had happened."""
+
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+from commands import (
+    arguments,
+    assert_one_line_error,
+    assert_same_run,
+    command,
+    rows_of,
+    train,
+    training,
+)
+
+from experiments.lock import sole_use
+
+FLAGS = ("--num_epochs=20", "--dropout=0.1")
+# Batches of 3 make an epoch long enough to be stopped inside it.
+LONG = ("--num_epochs=6", "--dropout=0.1", "--batch_size=3")
+
+
+def start(workdir, *flags):
+    return subprocess.Popen(
+        arguments(*training(workdir, *flags)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_rows(workdir, count, process):
+    while process.poll() is None:
+        if (workdir / "metrics.jsonl").exists() and len(rows_of(workdir)) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("long") / "digits"
+    train(workdir, *LONG)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
+    uninterrupted, tmp_path, number
+):
+    process = start(tmp_path, *LONG)
+    wait_for_rows(tmp_path, 2, process)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert errors.count("\n") == 1
+    assert f"stopped by {number.name}; saved " in errors
+    assert len(rows_of(tmp_path)) < 6
+    output = train(tmp_path, *LONG)
+    if "into epoch" in errors:
+        assert "steps on, step" in output
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start(tmp_path, *LONG)
+    wait_for_rows(tmp_path, 1, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def kill_at_random_moments(workdir, kills, whole_seconds, flags):
+    rng = random.Random(0)
+    killed = 0
+    for _ in range(kills):
+        process = start(workdir, *flags)
+        try:
+            process.communicate(timeout=rng.uniform(0, whole_seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+    return killed
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(50, marks=pytest.mark.long),
+    ],
+)
+def test_sigkill_anywhere_loses_nothing(trained, tmp_path, kills):
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    train(whole, *FLAGS)
+    seconds = time.monotonic() - began
+    assert_same_run(whole, trained[0])
+    workdir = tmp_path / "killed"
+    assert kill_at_random_moments(workdir, kills, seconds, FLAGS) > 0
+    train(workdir, *FLAGS)
+    assert_same_run(workdir, trained[0])
+    done = [command("predict", f"--workdir={w}", "--index=7") for w in (whole, workdir)]
+    answers = [d.stdout.replace(str(whole), str(workdir)) for d in done]
+    assert answers[0] == answers[1] != ""
+
+
+def test_a_second_run_on_one_workdir_is_refused(tmp_path):
+    with sole_use(str(tmp_path)):
+        done = command(*training(tmp_path))
+        assert_one_line_error(done, f"--workdir: {tmp_path} is in use by another run")
+    assert not (tmp_path / "metrics.jsonl").exists()
+    with sole_use(str(tmp_path)):
+        pass
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_loses_nothing(trained, tmp_path):
+    train(tmp_path, "--num_epochs=2", "--dropout=0.1")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = command(*training(tmp_path, *FLAGS), preexec_fn=limit)
+    assert_one_line_error(done, f"saving step 45 in {tmp_path} failed")
+    train(tmp_path, *FLAGS)
+    assert_same_run(tmp_path, trained[0])
+
+
+@pytest.mark.slow
+def test_a_workdir_that_vanishes_is_an_error(tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, *LONG)
+    wait_for_rows(workdir, 2, process)  # The first is saved, then.
+    workdir.rename(tmp_path / "elsewhere")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "--workdir" in errors
+    assert len(list((tmp_path / "elsewhere").glob("*.sha256"))) > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    done = command(*training(tmp_path, "--learning_rate=1e38"))
+    assert_one_line_error(done, "the loss is not finite in epoch 1, step ")
+    assert "last good checkpoint: none yet" in done.stderr
+    assert not list(tmp_path.glob("*.sha256"))
