@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from experiments import checkpoints, metrics, prediction
+from experiments.allocator import keep_freed_memory
 from experiments.batches import DeviceSplit
 from experiments.data import choose
 from experiments.data.dataset import Dataset
@@ -46,6 +47,7 @@ def train_and_test(
     Raises:
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
+    keep_freed_memory()
     claim_cores(num_devices)
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import jax
 
+from experiments.allocator import keep_freed_memory
 from experiments.benchmark import epoch
 from experiments.benchmark.child import can_pin, in_process, on_one_core, working
 from experiments.benchmark.flax_rnn import FlaxRNN
@@ -22,6 +23,7 @@ ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
 _STEPS_A_CALL = 10
 CHUNK = f"ours, {_STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
+TORCH_KEPT = "torch, memory kept"
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
 
 GROWTH = {
@@ -109,22 +111,30 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
 
     In one process they share what glibc's allocator has learned: once XLA has given
     large blocks back, torch's steps no longer return their memory to the system,
-    which in a process of their own they do.
+    which in a process of their own they do. Ours keeps its memory as the experiment
+    does (`experiments/allocator.py`); the others run as they come, and torch once
+    more with its memory kept.
     """
     section = "training step, a process each"
-    yield _in_own_processes(section, (CHUNK, ALL, ONE, FLAX, TORCH), seconds)
+    names: tuple[str, ...] = (CHUNK, ALL, ONE, FLAX, TORCH, TORCH_KEPT)
+    yield _in_own_processes(section, names, seconds)
     if can_pin():
         section = "training step, a process and one core each"
         with on_one_core():
-            yield _in_own_processes(section, (ONE, FLAX, TORCH), seconds)
+            names = (ONE, FLAX, TORCH, TORCH_KEPT)
+            yield _in_own_processes(section, names, seconds)
 
 
 def _in_own_processes(section: str, names: Iterable[str], seconds: float) -> Comparison:
     entries = contenders() | {CHUNK: _in_chunks()}
+    if TORCH in entries:
+        entries[TORCH_KEPT] = entries[TORCH]
     entries = {name: entries[name] for name in names if name in entries}
     with contextlib.ExitStack() as stack:
         works = {
-            name: stack.enter_context(working(_training, entry, NOTES))
+            name: stack.enter_context(
+                working(_training, entry, NOTES, name not in (FLAX, TORCH))
+            )
             for name, entry in entries.items()
         }
         return _timed(
@@ -132,12 +142,21 @@ def _in_own_processes(section: str, names: Iterable[str], seconds: float) -> Com
             str(NOTES),
             works,
             seconds,
-            ((CHUNK, TORCH), (CHUNK, FLAX), *RATIOS, (ONE, TORCH)),
+            (
+                (CHUNK, TORCH),
+                (CHUNK, FLAX),
+                *RATIOS,
+                (ONE, TORCH),
+                (CHUNK, TORCH_KEPT),
+                (ONE, TORCH_KEPT),
+            ),
             units={name: entry.steps_a_call for name, entry in entries.items()},
         )
 
 
-def _training(entry: Contender, sizes: Sizes) -> Work:
+def _training(entry: Contender, sizes: Sizes, keeps_memory: bool) -> Work:
+    if keeps_memory:
+        keep_freed_memory()
     claim_cores()
     return entry.training(sizes)
 
@@ -159,6 +178,7 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
 
 
 def _epoch_of_ours() -> Work:
+    keep_freed_memory()
     claim_cores()
     return epoch.ours(*epoch.made_up_splits())
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import subprocess
 import sys
 
@@ -188,3 +189,11 @@ def test_eight_devices_follow_one(monkeypatch):
 def test_more_devices_than_there_are():
     with pytest.raises(RunError, match="--num_devices: expected at most"):
         devices.row_mesh(100, jax.device_count() + 1)
+
+
+def test_freed_memory_is_kept_unless_told_otherwise_outside():
+    script = "from experiments.allocator import keep_freed_memory as keep;"
+    script += "print(int(keep()))"
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    assert devices_in_a_process(script) == is_glibc
+    assert devices_in_a_process(script, MALLOC_ARENA_MAX="2") == 0
