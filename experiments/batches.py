@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.data.dataset import Split
-from experiments.devices import ROWS, replicated
+from experiments.devices import ROWS, gathered
 
 
 class DeviceSplit(NamedTuple):
@@ -26,8 +26,11 @@ class DeviceSplit(NamedTuple):
 
     @classmethod
     def of(cls, split: Split, mesh: Mesh) -> "DeviceSplit":
-        """All of `split` on every device of `mesh`."""
-        return cls(*replicated((split.images, split.labels), mesh))
+        """All examples on every device of `mesh`, of this and other processes."""
+        return cls(
+            gathered(split.images, split.total, mesh),
+            gathered(split.labels, split.total, mesh),
+        )
 
 
 class Batch(NamedTuple):

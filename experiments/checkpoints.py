@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import processes
 from experiments.data.choose import Choice
 from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
@@ -170,27 +172,39 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items))
             self._manager.wait_until_finished()
             self._require_same_folder()
-            write_manifest(self._workdir, step)
-            remove_stale_manifests(self._workdir)
+            if processes.is_first():
+                write_manifest(self._workdir, step)
+                remove_stale_manifests(self._workdir)
         except Exception as error:  # Orbax raises many kinds for a full disk.
             self._failed = True
+            processes.require_all_there(error)
             raise RunError(
                 f"--workdir: saving step {step} in {self._workdir} failed: {error}"
             ) from error
         stderr.write(sys.stderr.getvalue())
         sys.stderr = stderr
 
-    def restore(self, step: int, fresh: TrainState) -> TrainState:
-        """`fresh` with everything replaced by what was saved at `step`."""
+    def restore(self, step: int, fresh: TrainState, mesh: Mesh) -> TrainState:
+        """`fresh` with everything replaced by what was saved at `step`, on `mesh`."""
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        def target(tree):
+            return ocp.args.StandardRestore(
+                jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(
+                        leaf.shape, leaf.dtype, sharding=everywhere
+                    ),
+                    tree,
+                )
+            )
+
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     **{
-                        PARAMS: ocp.args.StandardRestore(_abstract(fresh.params)),
-                        TRAINING: ocp.args.StandardRestore(
-                            _abstract(_training_part(fresh))
-                        ),
+                        PARAMS: target(fresh.params),
+                        TRAINING: target(_training_part(fresh)),
                     }
                 ),
             )
@@ -225,11 +239,3 @@ def _training_part(state: TrainState) -> dict[str, Any]:
         "shuffle_key": jax.random.key_data(state.shuffle_key),
         "dropout_key": jax.random.key_data(state.dropout_key),
     }
-
-
-def _abstract(tree: Any) -> Any:
-    """Target on this process's first device, whichever devices wrote the file."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
-    )

@@ -6,10 +6,12 @@ several GPUs.
 """
 
 import contextlib
+import functools
 import os
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import RunError
@@ -47,28 +49,91 @@ def usable_cores() -> int:
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
-    """A mesh of local devices over which a batch's rows are spread.
+    """A mesh of devices over which a batch's rows are spread, the same of each process.
 
     Args:
         batch_size: rows of a batch.
-        num_devices: how many devices; None is as many as have at least 25 rows each.
+        num_devices: how many devices of each process; None is as many as have at
+            least 25 rows each, and at least one.
 
     Raises:
-        RunError: there are fewer than `num_devices`.
+        RunError: a process has fewer than `num_devices`.
     """
-    devices = jax.local_devices()
-    if num_devices is not None and num_devices > len(devices):
+    here = len(jax.local_devices())
+    if num_devices is not None and num_devices > here:
         raise RunError(
-            f"--num_devices: expected at most {len(devices)}, which this process has, "
-            f"got {num_devices}"
+            f"--num_devices: expected at most {here}, which this process has, got "
+            f"{num_devices}"
         )
-    most = max(1, min(len(devices), batch_size // _LEAST_ROWS_A_DEVICE))
-    count = num_devices or most
+    processes = jax.process_count()
+    enough = batch_size // (_LEAST_ROWS_A_DEVICE * processes)
+    count = num_devices or max(1, min(here, enough))
+    if processes == 1:
+        return _mesh(jax.local_devices()[:count])
+    chosen: list[jax.Device] = []
+    for process in range(processes):
+        own = [d for d in jax.devices() if d.process_index == process]
+        chosen += own[:count]
+    return _mesh(chosen)
+
+
+def local_row_mesh(batch_size: int) -> Mesh:
+    """`row_mesh` of this process alone."""
+    devices = jax.local_devices()
+    return _mesh(devices[: max(1, batch_size // _LEAST_ROWS_A_DEVICE)])
+
+
+def _mesh(devices: list[jax.Device]) -> Mesh:
+    axis_types = (AxisType.Auto,)
     return jax.make_mesh(
-        (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
+        (len(devices),), (ROWS,), axis_types=axis_types, devices=devices
     )
 
 
 def replicated(tree: Any, mesh: Mesh) -> Any:
-    """`tree` with every array on every device of `mesh`."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """`tree`, the same in every process, with every array on every device of `mesh`."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.tree.map(lambda leaf: _replicated_globally(leaf, everywhere), tree)
+
+
+def _replicated_globally(leaf: Any, everywhere: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf
+    leaf = jax.numpy.asarray(leaf)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = _replicated_globally(jax.random.key_data(leaf), everywhere)
+        return jax.random.wrap_key_data(words)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, everywhere, host.__getitem__)
+
+
+def gathered(share: np.ndarray, total: int, mesh: Mesh) -> jax.Array:
+    """All rows on every device of `mesh`, of which each process holds a share.
+
+    Args:
+        share: this process's rows: of `total`, in as many even blocks as there are
+            processes (the last may be shorter), the block of its index.
+        total: number of rows.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(share, everywhere)
+    processes = jax.process_count()
+    block = -(-total // processes)
+    here = mesh.size // processes
+    padded = -(-block // here) * here
+    rest = [(0, padded - len(share)), *[(0, 0)] * (share.ndim - 1)]
+    by_device = NamedSharding(mesh, PartitionSpec(ROWS))
+    shape = (processes * padded, *share.shape[1:])
+    parts = jax.make_array_from_process_local_data(
+        by_device, np.pad(share, rest), shape
+    )
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def gather(parts):
+        blocks = parts.reshape(processes, padded, *parts.shape[1:])[:, :block]
+        return blocks.reshape(processes * block, *parts.shape[1:])[:total]
+
+    return gather(parts)

@@ -11,8 +11,10 @@ _FILE_NAME = ".lock"
 
 
 @contextlib.contextmanager
-def sole_use(workdir: str) -> Iterator[None]:
-    """Makes the folder if need be, and holds it against other processes.
+def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
+    """Makes the folder if need be, and holds it against other runs.
+
+    Of the processes of one run only the first `locks` it.
 
     The system holds the lock, not the file: it goes with the process, however that
     ends.
@@ -28,6 +30,9 @@ def sole_use(workdir: str) -> Iterator[None]:
             f"--workdir: expected a writable folder, got {workdir} ({error})"
         ) from error
     with file:
+        if not locks:
+            yield
+            return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

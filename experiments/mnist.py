@@ -56,6 +56,18 @@ flags.DEFINE_integer(
     "Devices that share a batch (default: all that have at least 25 rows of it).",
     lower_bound=1,
 )
+flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0 of a run of several processes, all started with the same "
+    "flags on one file system; auto: what JAX finds out in a cluster (Slurm, …).",
+)
+flags.DEFINE_integer(
+    "num_processes", None, "How many processes, not with auto.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "process_index", None, "Which one this is, not with auto.", lower_bound=0
+)
 flags.register_validator(
     "learning_rate",
     lambda value: 0 < value < float("inf"),
@@ -67,8 +79,12 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
-    from experiments import run
+    from experiments import processes, run
 
+    if FLAGS.coordinator_address is not None:
+        processes.join(
+            FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index
+        )
     run.train_and_test(
         HyperParameters(
             hidden_size=FLAGS.hidden_size,

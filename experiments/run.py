@@ -5,19 +5,21 @@ import os
 import sys
 import time
 
+import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments import checkpoints, metrics, prediction
+from experiments import checkpoints, metrics, prediction, processes
 from experiments.allocator import keep_freed_memory
 from experiments.batches import DeviceSplit
 from experiments.data import choose
-from experiments.data.dataset import Dataset
-from experiments.devices import claim_cores, replicated, row_mesh
+from experiments.data.dataset import Dataset, Share
+from experiments.devices import claim_cores, local_row_mesh, replicated, row_mesh
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
+from experiments.processes import say
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
 from experiments.training import (
@@ -44,6 +46,9 @@ def train_and_test(
 ) -> None:
     """Trains up to `num_epochs`, continuing what `workdir` holds, and tests again.
 
+    With several processes (`processes.join`) all of them call this, on one file
+    system. Each reads its share of the examples.
+
     Raises:
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
@@ -55,20 +60,26 @@ def train_and_test(
     choice = choose.choose(dataset, known, data_dir, manual_dir)
     if workdir is None:
         workdir = os.path.join(_RUNS, parameters.workdir_name(choice.name))
-    with sole_use(workdir):
-        recorded = _recorded_run(parameters, workdir)
-        print(f"Workdir: {workdir}", flush=True)
+    processes.require_same("flags", (parameters, num_epochs, choice.name, mesh.size))
+    with processes.noticing_loss(), sole_use(workdir, processes.is_first()):
+        with processes.first_goes_ahead("workdir"):
+            recorded = _recorded_run(parameters, workdir)
+        say(f"Workdir: {workdir}")
         if announcement := choose.announcement(choice):
-            print(announcement, flush=True)
-        data = choose.load(choice.name, data_dir, manual_dir)
-        print(
-            f"Dataset: {data.name}, {len(data.train)} training and {len(data.test)} "
-            f"test examples",
-            flush=True,
+            say(announcement)
+        with processes.first_goes_ahead("data"):
+            share = Share(jax.process_index(), jax.process_count())
+            data = choose.load(choice.name, data_dir, manual_dir, share)
+        say(
+            f"Dataset: {data.name}, {data.train.total} training and "
+            f"{data.test.total} test examples"
         )
         with StopRequest() as stop:
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
-        _final_test(workdir, data)
+        if processes.is_first():
+            whole = choose.load(choice.name, data_dir, manual_dir)
+            _final_test(workdir, whole)
+        processes.wait_for_all("end")
 
 
 def _recorded_run(
@@ -84,8 +95,9 @@ def _recorded_run(
                 f"give the same flags, or another --workdir"
             )
     for problem in found.damaged.values():
-        print(f"Not used: {problem}", flush=True)
-    checkpoints.set_aside(workdir, found.damaged)
+        say(f"Not used: {problem}")
+    if processes.is_first():
+        checkpoints.set_aside(workdir, found.damaged)
     return found.recorded
 
 
@@ -107,14 +119,14 @@ def _train(
     try:
         whole, progress = 0, None
         if recorded:
-            state = saved.restore(recorded.step, state)
+            state = saved.restore(recorded.step, state, mesh)
             whole, progress = recorded.epoch, recorded.progress
-            print(f"Restored: {recorded.position}", flush=True)
+            say(f"Restored: {recorded.position}")
         if whole >= num_epochs:
             return
-        rows = metrics.MetricsFile(workdir, whole)
+        rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
         kind = mesh.devices.flat[0].device_kind
-        print(f"Devices: {mesh.size} x {kind}", flush=True)
+        say(f"Devices: {mesh.size} x {kind}")
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh), parameters.batch_size, data.white, mesh
         )
@@ -129,10 +141,11 @@ def _train(
             if not math.isfinite(tested["loss"]):
                 raise _not_finite(workdir, f"in the test after epoch {epoch}")
             row = _row(epoch, state, progress.means, tested, start)
-            rows.append({"dataset": data.name, **row})
+            if rows:
+                rows.append({"dataset": data.name, **row})
             saved.save(state, model, epoch)
-            print(_epoch_line(row, num_epochs), flush=True)
-            if stop:
+            say(_epoch_line(row, num_epochs))
+            if processes.agree(0, stop.number)[1]:
                 raise _stopped(stop, f"after epoch {epoch}")
             progress = None
     finally:
@@ -156,12 +169,12 @@ def _run_steps(
         desc=f"Epoch {epoch}",
         unit="step",
         leave=False,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or not processes.is_first(),
     ) as bar:
 
         def on_chunk(steps):
             bar.update(steps)
-            return bool(stop)
+            return stop.number
 
         try:
             return epochs.run(state, epoch, progress, on_chunk)
@@ -180,7 +193,6 @@ def _not_finite(workdir: str, where: str) -> RunError:
 
 
 def _stopped(stop: StopRequest, where: str) -> Stopped:
-    assert stop.by is not None
     return Stopped(f"saved {where}; the same command goes on from there", stop.by)
 
 
@@ -206,7 +218,7 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
 def _final_test(workdir: str, data: Dataset) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
-    mesh = row_mesh(len(data.test))
+    mesh = local_row_mesh(len(data.test))
     params = replicated(classifier.variables["params"], mesh)
     test = DeviceSplit.of(data.test, mesh)
     totals = evaluate(classifier.model, params, test, data.white, mesh)

@@ -12,9 +12,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopped(RunError):
     """A run that was asked to stop, and what it has saved."""
 
-    def __init__(self, message: str, by: signal.Signals):
-        super().__init__(f"stopped by {by.name}; {message}")
-        self.status = _status(by)
+    def __init__(self, message: str, by: signal.Signals | None):
+        """`by` is None where another process of the run was sent the signal."""
+        name = by.name if by else "a signal to another process"
+        super().__init__(f"stopped by {name}; {message}")
+        self.status = _status(by or signal.SIGTERM)
 
 
 class StopRequest:
@@ -33,8 +35,10 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def __bool__(self) -> bool:
-        return self.by is not None
+    @property
+    def number(self) -> int:
+        """The signal's, or 0 while there was none."""
+        return 0 if self.by is None else int(self.by)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -33,6 +33,7 @@ from experiments.batches import (
 )
 from experiments.devices import ROWS, replicated
 from experiments.dropout import masks_by_row
+from experiments.processes import agree, fetch
 from flax_lstm import LSTMClassifier, scale_by_torch_biases
 
 _CHUNK_SECONDS = 0.5
@@ -127,7 +128,7 @@ class Epochs(flax.struct.PyTreeNode):
         state: TrainState,
         epoch: int,
         progress: EpochProgress,
-        on_chunk: Callable[[int], object] = lambda steps: None,
+        on_chunk: Callable[[int], int] = lambda steps: 0,
     ) -> tuple[TrainState, EpochProgress]:
         """Goes on with one epoch over a fresh permutation of the examples.
 
@@ -136,7 +137,7 @@ class Epochs(flax.struct.PyTreeNode):
             epoch: number of the epoch, which the permutation follows from.
             progress: where to go on, `start()` for a whole epoch.
             on_chunk: called after every chunk with its number of steps; the epoch is
-                left there if it answers True.
+                left there, in all processes, if it answers other than 0.
 
         Returns:
             The new state, and how far the epoch has come.
@@ -147,20 +148,27 @@ class Epochs(flax.struct.PyTreeNode):
         state = replicated(state, self.mesh)
         order = _shuffled_shares(self, state.shuffle_key, epoch)
         by_device = NamedSharding(self.mesh, PartitionSpec(ROWS))
-        sums = jax.device_put(progress.for_devices(self.mesh.size), by_device)
-        done, chunk, leave = progress.steps, 1, False
+        sums = jax.tree.map(
+            lambda own: jax.make_array_from_callback(
+                own.shape, by_device, own.__getitem__
+            ),
+            progress.for_devices(self.mesh.size),
+        )
+        done, chunk, leave = progress.steps, 1, 0
         while done < self.steps and not leave:
             start = time.perf_counter()
             last = min(done + chunk, self.steps)
             state, sums, sound = _run_steps(self, state, sums, order, done, last)
-            sound_steps = int(np.asarray(sound).min())
+            sound_steps = int(fetch(sound).min())
             if sound_steps < last - done:
                 raise NotFiniteError(done + sound_steps + 1)
             step_seconds = (time.perf_counter() - start) / (last - done)
-            leave = on_chunk(last - done) is True
+            leave = on_chunk(last - done)
             done = last
             chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
-        return state, EpochProgress(done, Totals(*map(np.asarray, sums)))
+            # All processes run the same programs, or they would wait for ever.
+            chunk, leave = agree(chunk, leave)
+        return state, EpochProgress(done, Totals(*map(fetch, sums)))
 
 
 @jax.jit

@@ -174,6 +174,15 @@ def _reader(path):
 
     if not os.path.isdir(path):
         raise FileNotFoundError(f"path: expected a folder of checkpoints, got {path}")
-    return ocp.CheckpointManager(
-        os.path.abspath(path), options=ocp.CheckpointManagerOptions(read_only=True)
+    # Reading is this process's own affair: without this, Orbax would wait for all
+    # processes of a run.
+    this = jax.process_index()
+    options = ocp.CheckpointManagerOptions(
+        read_only=True,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=this,
+            active_processes={this},
+            barrier_sync_key_prefix=f"flax_lstm_reader_{this}",
+        ),
     )
+    return ocp.CheckpointManager(os.path.abspath(path), options=options)

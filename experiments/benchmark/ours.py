@@ -32,8 +32,11 @@ class Ours:
         all_devices: bool,
         remat: bool = False,
         steps_a_call: int = 1,
+        num_devices: int | None = None,
     ):
+        """`num_devices` is how many, whatever the batch; None leaves it to the size."""
         self.steps_a_call = steps_a_call
+        self._num_devices = num_devices
         self._implementation = implementation
         self._all_devices = all_devices
         self._remat = remat
@@ -107,6 +110,7 @@ class Ours:
         while sizes.batch % count:
             count -= 1
         count = count if self._all_devices else 1
+        count = self._num_devices or count
         return jax.make_mesh(
             (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
         )

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from experiments.benchmark import figure, sections
+from experiments.benchmark import figure, scaling, sections
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores, usable_cores
 from experiments.errors import RunError
@@ -17,14 +17,14 @@ from experiments.errors import RunError
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 
-def run(quick: bool, output: str) -> None:
+def run(quick: bool, scales: bool, output: str) -> None:
     """Runs, prints tables as they are ready, and writes `output`.json and .png.
 
     Raises:
         RunError: the results can't be written there.
     """
     _make_folder(output)
-    claim_cores()
+    claim_cores(max(scaling.COUNTS) if scales else None)
     start = time.perf_counter()
     report = Report(_environment())
     print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)
@@ -37,7 +37,9 @@ def run(quick: bool, output: str) -> None:
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
 
-    if quick:
+    if scales:
+        show(scaling.scaling(seconds=20))
+    elif quick:
         show(sections.quickly(seconds=1))
     else:
         show(sections.in_own_processes(seconds=15))

@@ -137,7 +137,7 @@ def _in_own_processes(section: str, names: Iterable[str], seconds: float) -> Com
             )
             for name, entry in entries.items()
         }
-        return _timed(
+        return compare_works(
             section,
             str(NOTES),
             works,
@@ -167,7 +167,7 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
         works = {ALL: stack.enter_context(working(_epoch_of_ours))}
         if importlib.util.find_spec("torch"):
             works[TORCH] = stack.enter_context(working(_epoch_of_torch, usable_cores()))
-        yield _timed(
+        yield compare_works(
             "epoch and test pass, a process each",
             f"60,000 + 10,000 rows, {NOTES}",
             works,
@@ -221,7 +221,7 @@ def costs(repeats: int) -> Iterator[Comparison]:
         ONE: Ours("auto", all_devices=False).compiling(NOTES),
         FLAX: FlaxRNN().compiling(NOTES),
     }
-    yield _timed(
+    yield compare_works(
         "compiling a training step",
         str(NOTES),
         compiling,
@@ -269,12 +269,14 @@ def _compare(section, work, entries, kind, sizes, seconds, ratios) -> Comparison
         for name, entry in entries.items()
         if kind == "training"
     }
-    result = _timed(section, work, works, seconds, ratios, missing=missing, units=units)
+    result = compare_works(
+        section, work, works, seconds, ratios, missing=missing, units=units
+    )
     jax.clear_caches()
     return result
 
 
-def _timed(
+def compare_works(
     section: str,
     work: str,
     works: dict[str, Work],
@@ -285,6 +287,7 @@ def _timed(
     missing: dict[str, str] | None = None,
     units: dict[str, int] | None = None,
 ) -> Comparison:
+    """Times the works in turn; `units` is how many units a call does, 1 unsaid."""
     timings = in_turn(works, seconds, rounds, units)
     scale = {"s": 1, "ms": 1000}[unit]
     return Comparison(

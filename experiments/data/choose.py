@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.data import digits, mnist
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import WHOLE, Dataset, Share
 from experiments.errors import RunError
 
 CHOICES = ("auto", mnist.NAME, digits.NAME)
@@ -38,9 +38,13 @@ def choose(
     return Choice(mnist.NAME) if reason is None else Choice(digits.NAME, reason)
 
 
-def load(name: str, data_dir: str | None, manual_dir: str | None) -> Dataset:
+def load(
+    name: str, data_dir: str | None, manual_dir: str | None, share: Share = WHOLE
+) -> Dataset:
     """The dataset called `name`; folders as `mnist.load` takes them."""
-    return mnist.load(data_dir, manual_dir) if name == mnist.NAME else digits.load()
+    if name == mnist.NAME:
+        return mnist.load(data_dir, manual_dir, share)
+    return digits.load(share)
 
 
 def announcement(choice: Choice) -> str | None:

@@ -6,14 +6,37 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """Examples of one split.
+class Share:
+    """Which of the processes of a run reads its part of the examples."""
 
-    `images` is (N, rows, columns) uint8, `labels` (N,) int32.
+    index: int = 0
+    count: int = 1
+
+    def rows(self, total: int) -> range:
+        """Of `total` rows those of this process; blocks of one size but the last."""
+        block = -(-total // self.count)
+        first = min(self.index * block, total)
+        return range(first, min(first + block, total))
+
+
+WHOLE = Share()
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples of one split, or a process's share of them.
+
+    `images` is (N, rows, columns) uint8, `labels` (N,) int32; `total` is the number
+    of examples in all shares together.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    total: int = -1
+
+    def __post_init__(self) -> None:
+        if self.total < 0:
+            object.__setattr__(self, "total", len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)

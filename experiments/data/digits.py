@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from experiments.data.dataset import Dataset, Split
+from experiments.data.dataset import WHOLE, Dataset, Share, Split
 
 NAME = "digits"
 WHITE = 16
 _TEST_EXAMPLES = 360
 
 
-def load() -> Dataset:
+def load(share: Share = WHOLE) -> Dataset:
     """8 rows of 8 pixels of 0 to 16; 1,437 training and 360 test examples.
 
     The split is stratified by label and always the same one.
@@ -28,7 +28,12 @@ def load() -> Dataset:
     )
     return Dataset(
         name=NAME,
-        train=Split(images[train], labels[train]),
-        test=Split(images[test], labels[test]),
+        train=_share(images[train], labels[train], share),
+        test=_share(images[test], labels[test], share),
         white=WHITE,
     )
+
+
+def _share(images: np.ndarray, labels: np.ndarray, share: Share) -> Split:
+    rows = share.rows(len(labels))
+    return Split(images[rows], labels[rows], total=len(labels))

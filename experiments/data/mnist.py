@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from experiments.data.dataset import Dataset, Split
+from experiments.data.dataset import WHOLE, Dataset, Share, Split
 from experiments.errors import RunError
 
 NAME = "mnist"
@@ -21,7 +21,7 @@ FILES = (
 _PROBE_SECONDS = 3.0
 
 
-def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
+def load(data_dir: str | None, manual_dir: str | None, share: Share = WHOLE) -> Dataset:
     """MNIST from `data_dir`, prepared there first if it is not yet.
 
     Args:
@@ -29,6 +29,7 @@ def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
         manual_dir: folder that may hold the four upstream files; None is TFDS's
             default, `downloads/manual` in `data_dir`. What is not there is
             downloaded. Size and SHA-256 are checked either way.
+        share: which part of the examples to read.
 
     Raises:
         RunError: not to be had, or a damaged file (both checksums are named).
@@ -47,8 +48,8 @@ def load(data_dir: str | None, manual_dir: str | None) -> Dataset:
         _prepare(builder, manual_dir)
     return Dataset(
         name=NAME,
-        train=_read(builder, "train"),
-        test=_read(builder, "test"),
+        train=_read(builder, "train", share),
+        test=_read(builder, "test", share),
         white=WHITE,
     )
 
@@ -128,10 +129,10 @@ def _prepare(builder, manual_dir: str | None) -> None:
         ) from error
 
 
-def _read(builder, split: str) -> Split:
+def _read(builder, split: str, share: Share) -> Split:
     source = builder.as_data_source(split)
     try:
-        examples = source.__getitems__(range(len(source)))
+        examples = source.__getitems__(share.rows(len(source)))
     except Exception as error:  # array_record raises its own kinds for damage.
         raise RunError(
             f"the prepared MNIST in {builder.data_dir} can't be read ({error}); remove "
@@ -140,6 +141,7 @@ def _read(builder, split: str) -> Split:
     return Split(
         images=np.stack([example["image"] for example in examples]),
         labels=np.array([example["label"] for example in examples], np.int32),
+        total=len(source),
     )
 
 

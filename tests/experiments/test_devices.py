@@ -178,7 +178,7 @@ def test_eight_devices_follow_one(monkeypatch):
         epoch, progress = 1, epochs.start()
         while len(losses) < 50:
             before = progress.totals.loss.sum()
-            state, progress = epochs.run(state, epoch, progress, lambda steps: True)
+            state, progress = epochs.run(state, epoch, progress, lambda steps: 1)
             losses.append(progress.totals.loss.sum() - before)
             if progress.steps == epochs.steps:
                 epoch, progress = epoch + 1, epochs.start()

@@ -1,0 +1,37 @@
+"""How a training step's cost changes with the number of devices."""
+
+from collections.abc import Iterator
+
+from experiments.benchmark.ours import Ours
+from experiments.benchmark.report import Comparison
+from experiments.benchmark.sections import compare_works
+from experiments.benchmark.sizes import NOTES
+
+COUNTS = (1, 2, 4, 8)
+_STRONG_ROWS = 200
+_WEAK_ROWS = 50
+_STEPS_A_CALL = 10
+
+
+def scaling(seconds: float) -> Iterator[Comparison]:
+    """Strong: one batch over more devices. Weak: so many rows for each device."""
+    yield _compare(
+        f"strong scaling, {_STRONG_ROWS} rows", lambda count: _STRONG_ROWS, seconds
+    )
+    yield _compare(
+        f"weak scaling, {_WEAK_ROWS} rows a device",
+        lambda count: _WEAK_ROWS * count,
+        seconds,
+    )
+
+
+def _compare(section, rows, seconds) -> Comparison:
+    names = {count: f"{count} device{'s' if count > 1 else ''}" for count in COUNTS}
+    works, units = {}, {}
+    for count, name in names.items():
+        contender = Ours("auto", True, steps_a_call=_STEPS_A_CALL, num_devices=count)
+        works[name] = contender.training(NOTES._replace(batch=rows(count)))
+        units[name] = _STEPS_A_CALL
+    ratios = tuple((names[count], names[1]) for count in COUNTS[1:])
+    work = f"T {NOTES.steps}, H {NOTES.hidden}, L {NOTES.layers}"
+    return compare_works(section, work, works, seconds, ratios, units=units)

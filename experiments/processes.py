@@ -1,0 +1,150 @@
+"""Several processes as one run: joining, agreeing, and noticing that one is gone.
+
+With one process everything here is free, and says what that process says.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.errors import RunError
+
+AUTO = "auto"
+_OF_COLLECTIVES = re.compile("gloo|nccl|coordination service|barrier", re.IGNORECASE)
+_JOIN_SECONDS = 60
+# A process that is gone is noticed after this, where no collective notices at once.
+_HEARTBEAT_SECONDS = 20
+
+
+class ProcessLost(RunError):
+    """The run can't go on without the others; the same command can."""
+
+    status = os.EX_TEMPFAIL
+
+
+def join(
+    coordinator_address: str, num_processes: int | None, index: int | None
+) -> None:
+    """Makes this process one of a run's; to be called before any array is made.
+
+    Args:
+        coordinator_address: `host:port` of process 0, or `auto` for what JAX finds
+            out from a cluster's environment (Slurm, Open MPI, Kubernetes, TPU pods).
+        num_processes: how many there are; not with `auto`.
+        index: which one this is, from 0; not with `auto`.
+
+    Raises:
+        RunError: nothing was found out, or process 0 was not. (If others do not come
+            within a minute, JAX itself aborts process 0, with its own messages.)
+    """
+    _silence_cpp()
+    detects = coordinator_address == AUTO
+    try:
+        jax.distributed.initialize(
+            None if detects else coordinator_address,
+            None if detects else num_processes,
+            None if detects else index,
+            initialization_timeout=_JOIN_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"--coordinator_address: {coordinator_address}: joining the other "
+            f"processes failed: {error}"
+        ) from error
+
+
+def _silence_cpp() -> None:
+    """Leaves stderr to Python: when a process is gone, JAX's threads fill it."""
+    sys.stderr.flush()
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = sys.__stderr__ = ours  # type: ignore[misc]
+
+
+def is_first() -> bool:
+    """Whether this process does what is done once: printing, and writing files."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints it once for all processes."""
+    if is_first():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def first_goes_ahead(name: str) -> Iterator[None]:
+    """The others enter when the first process has left."""
+    if not is_first():
+        wait_for_all(name)
+    yield
+    if is_first():
+        wait_for_all(name)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when all processes are here."""
+    multihost_utils.sync_global_devices(name)
+
+
+def require_same(what: str, value: object) -> None:
+    """All processes must have been given the same.
+
+    Raises:
+        RunError: they were not.
+    """
+    if jax.process_count() == 1:
+        return
+    ours = np.uint32(zlib.crc32(repr(value).encode()))
+    if len(set(multihost_utils.process_allgather(ours).tolist())) > 1:
+        raise RunError(
+            f"{what}: expected the same in all processes, got {value} in process "
+            f"{jax.process_index()} and another in others"
+        )
+
+
+def agree(steps: int, signal_number: int) -> tuple[int, int]:
+    """The first process's number of steps, and any process's signal (0 is none)."""
+    if jax.process_count() == 1:
+        return steps, signal_number
+    told = multihost_utils.process_allgather(np.array([steps, signal_number], np.int32))
+    return int(told[0, 0]), int(told[:, 1].max())
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """All of an array, wherever its parts are."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+@contextlib.contextmanager
+def noticing_loss() -> Iterator[None]:
+    """Turns what a collective raises when a process is gone into one clear error."""
+    try:
+        yield
+    except Exception as error:
+        require_all_there(error)
+        raise
+
+
+def require_all_there(error: Exception) -> None:
+    """To be called with what was caught.
+
+    Raises:
+        ProcessLost: `error` is that of a collective, of a run of several processes.
+    """
+    # Some come through Orbax as other classes; what they say is C++'s.
+    if jax.process_count() > 1 and _OF_COLLECTIVES.search(str(error)):
+        raise ProcessLost(
+            f"another process of the run is gone; start all of them again to go on "
+            f"from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,109 @@
+"""Whatever is drawn, torch and we give the same result, or both refuse."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from flax_lstm import StackedLSTM, params_from_torch
+
+torch = pytest.importorskip("torch", reason="torch is the oracle")
+
+# Of torch's options; out of its ranges too.
+OPTIONS = st.fixed_dictionaries(
+    {
+        "input_size": st.integers(1, 4),
+        "hidden_size": st.integers(0, 5),
+        "num_layers": st.integers(0, 3),
+        "bias": st.booleans(),
+        "batch_first": st.booleans(),
+        "dropout": st.sampled_from([0.0, 0.0, 0.0, 1.5, -0.1]),
+        "bidirectional": st.booleans(),
+        "proj_size": st.sampled_from([0, 0, 1, 2, 5]),
+    }
+)
+
+
+@st.composite
+def runs(draw):
+    """Options, an input that mostly fits them, and lengths or none."""
+    options = draw(OPTIONS)
+    features = draw(st.sampled_from([options["input_size"]] * 5 + [5]))
+    steps, batch = draw(st.integers(0, 5)), draw(st.integers(1, 4))
+    leading = (batch, steps) if options["batch_first"] else (steps, batch)
+    shape = draw(st.sampled_from([leading] * 5 + [(steps,), (2, *leading)]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    x = rng.standard_normal((*shape, features))
+    lengths = None
+    if len(shape) == 2 and steps and draw(st.booleans()):
+        lengths = draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
+        # torch needs one row that is as long as the input to give that length back.
+        lengths[0] = steps
+    return options, x, lengths
+
+
+def torchs(options, x, lengths):
+    """Weights, output and states; None if torch refuses."""
+    try:
+        lstm = torch.nn.LSTM(**options).double()
+        x = torch.from_numpy(x)
+        if lengths is None:
+            output, states = lstm(x)
+        else:
+            batch_first = options["batch_first"]
+            packed = torch.nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first, enforce_sorted=False
+            )
+            output, states = lstm(packed)
+            output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, batch_first)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError):
+        return None
+    return lstm.state_dict(), [a.detach().numpy() for a in (output, *states)]
+
+
+def ours(options, x, lengths, weights, implementation):
+    """Output and states; None if we refuse."""
+    seq_lengths = None if lengths is None else jnp.asarray(lengths)
+    try:
+        lstm = StackedLSTM(
+            **options, implementation=implementation, param_dtype=jnp.float64
+        )
+        if weights is None:
+            weights = lstm.init(jax.random.key(0), x)
+            params = weights["params"]
+        else:
+            params = params_from_torch(weights)
+        output, states = lstm.apply({"params": params}, x, seq_lengths=seq_lengths)
+    except (ValueError, TypeError):
+        return None
+    return [output, *states]
+
+
+def check(run, implementation):
+    options, x, lengths = run
+    expected = torchs(*run)
+    weights = None if expected is None else expected[0]
+    with jax.enable_x64(True):
+        got = ours(options, x, lengths, weights, implementation)
+        assert (got is None) == (expected is None), run
+        if expected is not None:
+            for a, b in zip(got, expected[1], strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.*dropout")
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+@given(runs())
+@settings(max_examples=30)
+def test_same_result_or_both_refuse(implementation, run):
+    check(run, implementation)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*dropout")
+@given(runs())
+@settings(max_examples=400)
+def test_same_result_or_both_refuse_many_times(run):
+    check(run, "fused")
