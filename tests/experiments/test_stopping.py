@@ -1,9 +1,11 @@
 """However a run ends, the same command finishes it as if nothing had happened."""
 
+import os
 import random
 import resource
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +19,7 @@ from commands import (
     training,
 )
 
+from experiments.data.idx import read_idx
 from experiments.lock import sole_use
 
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
@@ -156,3 +159,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert_one_line_error(done, "the loss is not finite in epoch 1, step ")
     assert "last good checkpoint: none yet" in done.stderr
     assert not list(tmp_path.glob("*.sha256"))
+
+
+@pytest.mark.slow
+def test_sigkill_while_the_data_is_prepared(tmp_path):
+    """What is half prepared is never taken for the data set."""
+    manual_dir = os.environ.get("MNIST_DIR", "../shared/mnist")
+    if not os.path.isdir(manual_dir):
+        pytest.skip(f"needs MNIST's four files in $MNIST_DIR ({manual_dir})")
+    data_dir = tmp_path / "data"
+    script = (
+        "import sys; from experiments.data import mnist;"
+        "data = mnist.load(*sys.argv[1:]);"
+        "print(sum(int(split.images.sum()) for split in (data.train, data.test)))"
+    )
+    line = [sys.executable, "-c", script, str(data_dir), manual_dir]
+    rng = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+        try:
+            process.communicate(timeout=rng.uniform(1, 12))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    total = 0
+    for name, count in (("train", 60_000), ("t10k", 10_000)):
+        path = os.path.join(manual_dir, f"{name}-images-idx3-ubyte.gz")
+        total += int(read_idx(path, (count, 28, 28)).sum())
+    # TFDS, too, has written to stdout.
+    assert int(done.stdout.split()[-1]) == total
