@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.errors import RunError
+from experiments.pictures.png import save_png
 from flax_lstm import LSTMClassifier
 
 
@@ -56,10 +56,7 @@ class Prediction:
         bar_axes.set(xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class")
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
-        try:
-            figure.savefig(path, dpi=150, format="png")
-        except OSError as error:
-            raise RunError(f"can't write the picture {path}: {error}") from error
+        save_png(figure, path)
 
 
 def predict(
