@@ -6,7 +6,7 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data import digits, mnist
 from experiments.errors import RunError
@@ -122,6 +122,8 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
             return np.asarray(_reduced(_grey(ImageOps.exif_transpose(image))))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # It would name the open file's object.
+        raise ImageError(f"expected a PNG or JPEG, got {name}") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damage.
         raise ImageError(f"expected a PNG or JPEG, got {name} ({error})") from error
 

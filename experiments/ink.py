@@ -135,4 +135,5 @@ def _without_specks(ink: np.ndarray) -> np.ndarray:
     rim = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
     least = np.where(np.isin(numbers, rim), _RIM_SPECK, _SPECK) * weights.max()
     strong = ndimage.maximum(ink, parts, numbers) > 0.5
-    return np.where(np.isin(parts, numbers[strong & (weights >= least)]), ink, 0)
+    kept = np.concatenate([[False], strong & (weights >= least)])
+    return np.where(kept[parts], ink, 0)
