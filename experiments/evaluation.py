@@ -18,14 +18,18 @@ from experiments.batches import (
 )
 from experiments.devices import ROWS
 from experiments.reading import Reading
-from flax_lstm import LSTMClassifier
+from flax_lstm import SequenceClassifier
 
 _BATCH_SIZE = 500
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reading", "mesh"))
 def evaluate(
-    model: LSTMClassifier, params: Any, split: DeviceSplit, reading: Reading, mesh: Mesh
+    model: SequenceClassifier,
+    params: Any,
+    split: DeviceSplit,
+    reading: Reading,
+    mesh: Mesh,
 ) -> Totals:
     """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
     examples = len(split.labels)

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.data.dataset import Dataset
 from experiments.reading import Reading
 from experiments.recipes import RECIPES, Recipe
-from flax_lstm import LSTMClassifier
+from flax_lstm import CLASSIFIERS, SequenceClassifier
 
 _FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
@@ -21,6 +21,8 @@ class HyperParameters:
 
     recipe: str = "notes"
     sequence: str = "rows"
+    cell: str = "lstm"
+    pooling: str = "last"
     hidden_size: int = 128
     num_layers: int = 2
     bidirectional: bool = False
@@ -46,6 +48,8 @@ class HyperParameters:
         parts = [dataset]
         parts += [self.recipe] if self.recipe != "notes" else []
         parts += [self.sequence] if self.sequence != "rows" else []
+        parts += [self.cell] if self.cell != "lstm" else []
+        parts += [self.pooling] if self.pooling != "last" else []
         parts += [f"l{self.num_layers}", f"h{self.hidden_size}"]
         parts += ["bidirectional"] if self.bidirectional else []
         parts += [f"dropout{self.dropout:g}"] if self.dropout else []
@@ -70,13 +74,14 @@ class HyperParameters:
     def reading(self, dataset: Dataset) -> Reading:
         return Reading(dataset.white, self.sequence)
 
-    def model(self, dataset: Dataset) -> LSTMClassifier:
+    def model(self, dataset: Dataset) -> SequenceClassifier:
         _, input_size = self.reading(dataset).shape(*dataset.image_shape)
-        return LSTMClassifier(
+        return CLASSIFIERS[self.cell](
             num_classes=dataset.num_classes,
             input_size=input_size,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
+            pooling=self.pooling,
             batch_first=True,
             dropout=self.dropout,
             bidirectional=self.bidirectional,

@@ -7,6 +7,7 @@ from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
 from experiments.reading import SEQUENCES
 from experiments.recipes import RECIPES
+from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
 _OF_RECIPE = "(default: the recipe's)"
@@ -23,6 +24,16 @@ flags.DEFINE_enum(
     _DEFAULTS.sequence,
     SEQUENCES,
     "What a step reads: a row, a pixel, or a pixel in a fixed drawn order.",
+)
+flags.DEFINE_enum(
+    "cell", _DEFAULTS.cell, list(CLASSIFIERS), "Of the stack; rnn is the tanh one."
+)
+flags.DEFINE_enum(
+    "pooling",
+    _DEFAULTS.pooling,
+    POOLINGS,
+    "What of the outputs is classified: the last, their mean, or one that the model "
+    "weighs.",
 )
 flags.DEFINE_integer(
     "hidden_size", _DEFAULTS.hidden_size, "Units of a layer.", lower_bound=1
@@ -113,6 +124,8 @@ def main() -> None:
             FLAGS.recipe,
             num_epochs,
             sequence=FLAGS.sequence,
+            cell=FLAGS.cell,
+            pooling=FLAGS.pooling,
             hidden_size=FLAGS.hidden_size,
             num_layers=FLAGS.num_layers,
             bidirectional=FLAGS.bidirectional,

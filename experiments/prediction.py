@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.errors import RunError
 from experiments.reading import Reading
-from flax_lstm import LSTMClassifier
+from flax_lstm import SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Prediction:
 
 
 def predict(
-    model: LSTMClassifier,
+    model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
     reading: Reading,

@@ -11,7 +11,7 @@ from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
 from experiments.prediction import Prediction
 from experiments.reading import Reading
-from flax_lstm import LSTMClassifier, load_classifier
+from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
     checkpoint_steps,
@@ -25,7 +25,7 @@ class RestoredClassifier:
     """A model, its variables, and the record of its checkpoint."""
 
     workdir: str
-    model: LSTMClassifier
+    model: SequenceClassifier
     variables: Any
     dataset: str
     sequence: str

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from flax_lstm import LSTMClassifier, scale_by_torch_biases
+from flax_lstm import SequenceClassifier, scale_by_torch_biases
 
 
 class TrainState(train_state.TrainState):
@@ -49,7 +49,7 @@ def optimizer(
 
 
 def create_state(
-    model: LSTMClassifier,
+    model: SequenceClassifier,
     optimizer: optax.GradientTransformation,
     seed: int,
     shape: tuple[int, ...],
