@@ -50,7 +50,7 @@ class Recipe:
 RECIPES = {
     "notes": Recipe(),
     "fast": Recipe(
-        num_epochs=5,
+        num_epochs=6,
         learning_rate=8e-3,
         one_cycle=True,
         clip_norm=1.0,
@@ -58,7 +58,7 @@ RECIPES = {
         warp=Warp(shift=0.036, rotation=6, scale=0.05, shear=0.1),
     ),
     "best": Recipe(
-        num_epochs=40,
+        num_epochs=30,
         learning_rate=4e-3,
         one_cycle=True,
         clip_norm=1.0,

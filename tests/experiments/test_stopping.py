@@ -1,6 +1,7 @@
 """However a run ends, the same command finishes it as if nothing had happened."""
 
 import ctypes
+import functools
 import os
 import random
 import resource
@@ -26,6 +27,7 @@ from experiments.lock import sole_use
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Batches of 3 make an epoch long enough to be stopped inside it.
 LONG = ("--num_epochs=6", "--dropout=0.1", "--batch_size=3")
+LONG_BEST = ("--recipe=best", "--num_epochs=6", "--batch_size=3")
 
 
 def start(workdir, *flags, **options):
@@ -48,18 +50,30 @@ def wait_for_rows(workdir, count, process):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("long") / "digits"
-    train(workdir, *LONG)
-    return workdir
+    """Gives the workdir of a whole run with these flags, made once."""
+
+    @functools.cache
+    def run(flags):
+        workdir = tmp_path_factory.mktemp("long") / "digits"
+        train(workdir, *flags)
+        return workdir
+
+    return run
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+    ("flags", "number"),
+    [
+        (LONG, signal.SIGTERM),
+        pytest.param(LONG, signal.SIGINT, marks=pytest.mark.slow),
+        # The mean of the parameters, the schedule and the warps go on as well.
+        pytest.param(LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
-    uninterrupted, tmp_path, number
+    uninterrupted, tmp_path, flags, number
 ):
-    process = start(tmp_path, *LONG)
+    process = start(tmp_path, *flags)
     wait_for_rows(tmp_path, 2, process)
     time.sleep(0.2)
     process.send_signal(number)
@@ -68,10 +82,10 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     assert errors.count("\n") == 1
     assert f"stopped by {number.name}; saved " in errors
     assert len(rows_of(tmp_path)) < 6
-    output = train(tmp_path, *LONG)
+    output = train(tmp_path, *flags)
     if "into epoch" in errors:
         assert "steps on, step" in output
-    assert_same_run(tmp_path, uninterrupted)
+    assert_same_run(tmp_path, uninterrupted(flags))
 
 
 @pytest.mark.slow
