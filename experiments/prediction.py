@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from flax_lstm import SequenceClassifier
 
 
@@ -67,15 +67,15 @@ def predict(
     model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
-    reading: Reading,
+    model_input: ModelInput,
     label: int | None = None,
 ) -> Prediction:
     """The prediction for one image in the form of the model's dataset."""
-    ink = jnp.asarray(image, jnp.float32)[None] / reading.white
-    logits = model.apply(variables, reading.of(ink))[0]
+    ink = jnp.asarray(image, jnp.float32)[None] / model_input.white
+    logits = model.apply(variables, model_input.of(ink))[0]
     return Prediction(
         image=image,
-        white=reading.white,
+        white=model_input.white,
         logits=np.asarray(logits),
         probabilities=np.asarray(jax.nn.softmax(logits)),
         label=label,

@@ -10,7 +10,7 @@ from experiments.data import choose
 from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
 from experiments.prediction import Prediction
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
@@ -50,8 +50,8 @@ class RestoredClassifier:
             )
         form = FORMS[self.dataset]
         image = read_digit(path, form)
-        reading = Reading(form.white, self.sequence)
-        return prediction.predict(self.model, self.variables, image, reading)
+        model_input = ModelInput(form.white, self.sequence)
+        return prediction.predict(self.model, self.variables, image, model_input)
 
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
@@ -68,7 +68,7 @@ class RestoredClassifier:
             self.model,
             self.variables,
             split.images[index],
-            Reading(data.white, self.sequence),
+            ModelInput(data.white, self.sequence),
             int(split.labels[index]),
         )
 

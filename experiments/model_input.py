@@ -10,7 +10,7 @@ _PERMUTATION_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class ModelInput:
     """Pixels to numbers, and their order; hashable, so static under `jax.jit`.
 
     `white` is the pixel value of full ink, which becomes 1. `sequence` is one of
