@@ -9,8 +9,8 @@ from experiments import prediction
 from experiments.data import choose
 from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
-from experiments.prediction import Prediction
 from experiments.model_input import ModelInput
+from experiments.prediction import Prediction
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,

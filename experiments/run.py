@@ -19,8 +19,8 @@ from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
-from experiments.processes import say
 from experiments.model_input import ModelInput
+from experiments.processes import say
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
 from experiments.train_state import TrainState, create_state, optimizer

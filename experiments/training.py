@@ -32,8 +32,8 @@ from experiments.batches import (
 )
 from experiments.devices import ROWS, replicated
 from experiments.dropout import masks_by_row
-from experiments.processes import agree, fetch
 from experiments.model_input import ModelInput
+from experiments.processes import agree, fetch
 from experiments.train_state import TrainState
 
 _CHUNK_SECONDS = 0.5
