@@ -179,7 +179,11 @@ FLAX_CELLS = {
 }
 
 
-@pytest.mark.parametrize("kind", FLAX_CELLS)
+@pytest.mark.parametrize(
+    "kind",
+    ["lstm", "gru"]
+    + [pytest.param(k, marks=pytest.mark.slow) for k in ("rnn_tanh", "rnn_relu")],
+)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(kind, bidirectional):
     """Two layers of `nn.RNN` over Flax's cell, stacked by hand."""
