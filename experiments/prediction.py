@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.errors import RunError
 from experiments.model_input import ModelInput
+from experiments.pictures.png import save_png
 from flax_lstm import SequenceClassifier
 
 
@@ -57,10 +57,7 @@ class Prediction:
         bar_axes.set(xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class")
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
-        try:
-            figure.savefig(path, dpi=150, format="png")
-        except OSError as error:
-            raise RunError(f"can't write the picture {path}: {error}") from error
+        save_png(figure, path)
 
 
 def predict(

@@ -20,6 +20,7 @@ from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from experiments.model_input import ModelInput
+from experiments.pictures.of_run import draw_run
 from experiments.processes import say
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
@@ -253,4 +254,5 @@ def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     shown.save_figure(path)
-    print(f"Picture: {path}", flush=True)
+    for picture in [path, *draw_run(classifier, data)]:
+        print(f"Picture: {picture}", flush=True)
