@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from experiments.data.dataset import Split
+from experiments.model_input import ModelInput
 
 _BATCH_SIZE = 500
 
@@ -36,18 +37,21 @@ class Answers:
         return np.argsort(-self.losses, kind="stable")
 
 
-def answer_all(model: Any, variables: Any, split: Split, white: int) -> Answers:
+def answer_all(
+    model: Any, variables: Any, split: Split, model_input: ModelInput
+) -> Answers:
     """The answers of `model` to every example of `split`, in the split's order."""
     probabilities, losses = jax.device_get(
-        _answer_all(model, variables, split.images, split.labels, white)
+        _answer_all(model, variables, split.images, split.labels, model_input)
     )
     return Answers(split.labels, probabilities.argmax(-1), probabilities, losses)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "white"))
-def _answer_all(model, variables, images, labels, white):
+@functools.partial(jax.jit, static_argnames=("model", "model_input"))
+def _answer_all(model, variables, images, labels, model_input):
     def logits_of(image):
-        return model.apply(variables, image[None].astype(jnp.float32) / white)[0]
+        ink = image[None].astype(jnp.float32) / model_input.white
+        return model.apply(variables, model_input.of(ink))[0]
 
     logits = jax.lax.map(logits_of, images, batch_size=_BATCH_SIZE)
     logits = logits.astype(jnp.float32)

@@ -15,7 +15,7 @@ def main() -> None:
     from experiments import reading
     from experiments.pictures.gates import save_gates
 
-    reading.require_lstm(classifier.model)
+    reading.require_rows_and_lstm(classifier)
     shown, name = one_digit.predict(classifier)
     read = reading.read(
         classifier.model, classifier.variables, shown.image, shown.white

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.model_input import ModelInput
 from experiments.pictures.png import save_png
-from flax_lstm import LSTMClassifier
+from flax_lstm import SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """`image` (T, I) uint8, `logits` and `probabilities` (num_classes,)."""
+    """`image` (rows, columns) uint8, `logits` and `probabilities` (num_classes,)."""
 
     image: np.ndarray
     white: int
@@ -60,17 +61,18 @@ class Prediction:
 
 
 def predict(
-    model: LSTMClassifier,
+    model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
-    white: int,
+    model_input: ModelInput,
     label: int | None = None,
 ) -> Prediction:
-    """The prediction for one (T, I) image in the form of the model's dataset."""
-    logits = model.apply(variables, jnp.asarray(image, jnp.float32)[None] / white)[0]
+    """The prediction for one image in the form of the model's dataset."""
+    ink = jnp.asarray(image, jnp.float32)[None] / model_input.white
+    logits = model.apply(variables, model_input.of(ink))[0]
     return Prediction(
         image=image,
-        white=white,
+        white=model_input.white,
         logits=np.asarray(logits),
         probabilities=np.asarray(jax.nn.softmax(logits)),
         label=label,

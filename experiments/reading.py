@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
+from experiments.restored import RestoredClassifier
 from flax_lstm import LSTMClassifier
 from flax_lstm._lstm_cell import LSTMCell
 
@@ -46,8 +47,17 @@ class Reading:
         return int(np.argmax(self.probabilities[-1]))
 
 
-def require_lstm(model: Any) -> None:
-    """Raises a RunError if the model has no such gates."""
+def require_rows_and_lstm(classifier: RestoredClassifier) -> None:
+    """Raises a RunError if the model has no such gates, or a step is no row."""
+    if classifier.sequence != "rows":
+        raise RunError(
+            f"--workdir: expected a run with --sequence=rows, whose rows are looked "
+            f"at, got {classifier.sequence}"
+        )
+    _require_lstm(classifier.model)
+
+
+def _require_lstm(model: Any) -> None:
     if not isinstance(model, LSTMClassifier):
         raise RunError(
             f"--workdir: expected a run of an LSTM, whose gates are looked at, got a "
@@ -55,7 +65,7 @@ def require_lstm(model: Any) -> None:
         )
 
 
-def read(model: LSTMClassifier, variables: Any, image: np.ndarray, white: int):
+def read(model: Any, variables: Any, image: np.ndarray, white: int) -> Reading:
     """Reads `image` (T, I), as the dataset has it, with the model's own parameters.
 
     Returns:
@@ -76,7 +86,7 @@ def read(model: LSTMClassifier, variables: Any, image: np.ndarray, white: int):
         >>> reading.probabilities.shape
         (28, 10)
     """
-    require_lstm(model)
+    _require_lstm(model)
     inputs = jnp.asarray(image, jnp.float32) / white
     layers, probabilities = jax.device_get(_read(model, variables["params"], inputs))
     return Reading(

@@ -5,12 +5,15 @@ import dataclasses
 import os
 from typing import Any
 
-from experiments import prediction
+from experiments import answers, prediction
+from experiments.answers import Answers
 from experiments.data import choose
+from experiments.data.dataset import Dataset
 from experiments.errors import RunError
-from experiments.images import FORMS, read_digit
+from experiments.images import FORMS, Form, read_digit
+from experiments.model_input import ModelInput
 from experiments.prediction import Prediction
-from flax_lstm import LSTMClassifier, load_classifier
+from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
     checkpoint_steps,
@@ -24,9 +27,11 @@ class RestoredClassifier:
     """A model, its variables, and the record of its checkpoint."""
 
     workdir: str
-    model: LSTMClassifier
+    model: SequenceClassifier
     variables: Any
     dataset: str
+    sequence: str
+    validated: bool
     epoch: int
     step: int
 
@@ -38,17 +43,36 @@ class RestoredClassifier:
     def picture_path(self, name: str) -> str:
         return os.path.join(self.workdir, f"{name}.png")
 
+    @property
+    def form(self) -> Form:
+        """What an image is brought to for this model.
+
+        Raises:
+            RunError: it was trained on something else than digits.
+        """
+        if self.dataset not in FORMS:
+            raise RunError(
+                f"--workdir: expected a model of digits ({' or '.join(FORMS)}), got "
+                f"one of {self.dataset}"
+            )
+        return FORMS[self.dataset]
+
+    def answer_all(self, data: Dataset) -> Answers:
+        """The answers to all test examples of its dataset."""
+        model_input = ModelInput(data.white, self.sequence)
+        return answers.answer_all(self.model, self.variables, data.test, model_input)
+
     def predict_image(self, path: str) -> Prediction:
         """Of any PNG or JPEG of one digit."""
-        form = FORMS[self.dataset]
-        image = read_digit(path, form)
-        return prediction.predict(self.model, self.variables, image, form.white)
+        image = read_digit(path, self.form)
+        model_input = ModelInput(self.form.white, self.sequence)
+        return prediction.predict(self.model, self.variables, image, model_input)
 
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
     ) -> Prediction:
         """Of an example of the dataset that the model was trained on."""
-        data = choose.load(self.dataset, data_dir, manual_dir)
+        data = choose.load(self.dataset, data_dir, manual_dir, validate=self.validated)
         split = data.split(split_name)
         if not 0 <= index < len(split):
             raise RunError(
@@ -59,7 +83,7 @@ class RestoredClassifier:
             self.model,
             self.variables,
             split.images[index],
-            data.white,
+            ModelInput(data.white, self.sequence),
             int(split.labels[index]),
         )
 
@@ -78,6 +102,8 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
             model=model,
             variables=variables,
             dataset=config["dataset"]["name"],
+            sequence=config["hyper_parameters"]["sequence"],
+            validated=config["hyper_parameters"]["validate"],
             epoch=config["epoch"],
             step=config["step"],
         )

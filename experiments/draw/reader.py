@@ -7,13 +7,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from experiments.answers import answer_all
 from experiments.data import choose, digits, mnist
 from experiments.data.dataset import Dataset
 from experiments.errors import RunError
-from experiments.images import FORMS, decode_digit
+from experiments.images import decode_digit
 from experiments.pictures.gates import units_by_peak
-from experiments.reading import LayerTrace, read, require_lstm
+from experiments.reading import LayerTrace, read, require_rows_and_lstm
 from experiments.restored import RestoredClassifier
 
 HARDEST = 12
@@ -41,11 +40,11 @@ class Reader:
         """Compiles the reading, so that the first request is as quick as others.
 
         Raises:
-            RunError: the model is no LSTM.
+            RunError: the model is no LSTM, or reads no rows of digits.
         """
-        require_lstm(classifier.model)
+        require_rows_and_lstm(classifier)
         self._classifier = classifier
-        self._form = FORMS[classifier.dataset]
+        self._form = classifier.form
         self._data = data
         self._hardest_once = threading.Lock()
         self._read(np.zeros((self._form.side, self._form.side), np.uint8))
@@ -101,9 +100,7 @@ class Reader:
         data = self._data
         if isinstance(data, str):
             return []
-        answers = answer_all(
-            self._classifier.model, self._classifier.variables, data.test, data.white
-        )
+        answers = self._classifier.answer_all(data)
         return [
             {
                 "index": int(index),
@@ -117,8 +114,7 @@ class Reader:
 
     def _read(self, image: np.ndarray) -> dict[str, Any]:
         white = self._form.white
-        model, variables = self._classifier.model, self._classifier.variables
-        reading = read(model, variables, image, white)
+        reading = read(self._classifier.model, self._classifier.variables, image, white)
         return {
             "image": self._bytes(image / white),
             "answer": reading.answer,

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.drawings.styles import Drawing, draw_all
-from experiments.images import FORMS, to_form
+from experiments.images import to_form
+from experiments.model_input import ModelInput
 from experiments.pictures.png import save_png
 from experiments.restored import RestoredClassifier
 
@@ -71,11 +72,12 @@ class Scored:
 def score(classifier: RestoredClassifier, hands: int) -> Scored:
     """Brings all drawings of so many hands to the model's form, and reads them."""
     drawings = draw_all(hands)
-    form = FORMS[classifier.dataset]
+    form = classifier.form
     forms = np.stack(
         [to_form(d.grey, form, f"the {d.shape} {d.label}") for d in drawings]
     )
-    inputs = jnp.asarray(forms, jnp.float32) / form.white
+    ink = jnp.asarray(forms, jnp.float32) / form.white
+    inputs = ModelInput(form.white, classifier.sequence).of(ink)
     logits = classifier.model.apply(classifier.variables, inputs)
     return Scored(drawings, forms, np.asarray(logits).argmax(-1))
 

@@ -1,7 +1,6 @@
 """The pictures that every run leaves in its workdir."""
 
 from experiments import metrics
-from experiments.answers import answer_all
 from experiments.data.dataset import Dataset
 from experiments.pictures.confusion import save_confusion
 from experiments.pictures.curves import save_curves
@@ -18,7 +17,7 @@ def draw_run(classifier: RestoredClassifier, data: Dataset) -> list[str]:
     if rows := metrics.rows(classifier.workdir):
         drawn.append(classifier.picture_path("curves"))
         save_curves(rows, drawn[-1])
-    answers = answer_all(classifier.model, classifier.variables, data.test, data.white)
+    answers = classifier.answer_all(data)
     drawn.append(classifier.picture_path("confusion"))
     save_confusion(answers, drawn[-1])
     drawn.append(classifier.picture_path("mistakes"))

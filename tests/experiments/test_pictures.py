@@ -10,6 +10,7 @@ from PIL import Image
 from experiments.answers import Answers, answer_all
 from experiments.data import digits
 from experiments.errors import RunError
+from experiments.model_input import ModelInput
 from experiments.pictures.confusion import counts_of, save_confusion
 from experiments.pictures.curves import save_curves
 from experiments.pictures.gates import units_by_peak
@@ -63,7 +64,9 @@ def test_answers_to_a_split_are_the_tested_ones(trained):
     workdir, _ = trained
     classifier = restore(str(workdir))
     test = digits.load().test
-    answers = answer_all(classifier.model, classifier.variables, test, digits.WHITE)
+    answers = answer_all(
+        classifier.model, classifier.variables, test, ModelInput(digits.WHITE)
+    )
     row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert (answers.answers == test.labels).mean() == row["test_accuracy"]
     # Two orders of summing 360 float32 numbers.
