@@ -8,10 +8,11 @@ wide ones stay where they are. Under a light stroke it is a grey opening.
 import numpy as np
 from scipy import ndimage
 
-_FIRST_WINDOW = 0.4  # Of the longer side: wider than any pen.
+_WIDEST_WINDOW = 0.4  # Of the longer side: wider than any pen.
 _WINDOW_IN_PENS = 3  # Where strokes cross, they are wider than the pen.
 _LEAST_WINDOW = 5
-_NARROWINGS = 2
+_PEAK = 99.8  # Percentile: less of a sheet than a small digit covers.
+_PLATEAU = 1.2  # Less growth than this is none.
 _CLEAR = 0.1  # One way is clear where the other is less than this share of it.
 _GRAINY_SIDE = 200  # Pixels; smaller pictures have no camera's noise.
 _LEAST_CONTRAST = 16  # Of 255; less than that is paper and noise.
@@ -30,11 +31,8 @@ def find_ink(grey: np.ndarray) -> np.ndarray | None:
     if max(grey.shape) >= _GRAINY_SIDE:
         smooth = ndimage.gaussian_filter(smooth, 1)
     dark = _is_dark(smooth)
-    ink = _ink(smooth, dark, _first_window(smooth))
-    # The narrower the window, the less is left of a shadow's corners.
-    for _ in range(_NARROWINGS):
-        if ink is None:
-            return None
+    ink = _ink(smooth, dark, _first_window(smooth, dark))
+    if ink is not None:
         ink = _ink(smooth, dark, round(_WINDOW_IN_PENS * pen_width(ink)))
     return None if ink is None else _without_specks(ink)
 
@@ -84,25 +82,29 @@ def _is_dark(grey: np.ndarray) -> bool:
     below, above = max(lowest - grey.min(), 0), max(grey.max() - highest, 0)
     if min(below, above) < _CLEAR * max(below, above):
         return bool(below > above)
-    window, widest = _LEAST_WINDOW, _first_window(grey)
-    strongest = max(_peaks(grey, widest))
-    while (peaks := _peaks(grey, window)) and max(peaks) < strongest / 2:
-        window = min(2 * window, widest)
-    dark, light = peaks
-    return dark > light
+    windows = {dark: _first_window(grey, dark) for dark in (True, False)}
+    if windows[True] != windows[False]:
+        return windows[True] < windows[False]
+    return _peak(grey, True, windows[True]) > _peak(grey, False, windows[False])
 
 
-def _peaks(grey: np.ndarray, window: int) -> tuple[float, float]:
-    """The contrast of dark things, and of light ones, narrower than the window."""
-    dark, light = (
-        float(np.percentile(_contrast(grey, is_dark, window), 99.5))
-        for is_dark in (True, False)
-    )
-    return dark, light
+def _first_window(grey: np.ndarray, dark: bool) -> int:
+    """Some wider than the pen: one that shows hardly less than one of half its width.
+
+    The widest shows shadows, too, and they may be darker than ink.
+    """
+    widest = max(_LEAST_WINDOW, round(_WIDEST_WINDOW * max(grey.shape)))
+    half = _peak(grey, dark, widest) / 2
+    window, shown_before = _LEAST_WINDOW, 0
+    while True:
+        shown = np.count_nonzero(_contrast(grey, dark, window) > half)
+        if window == widest or 0 < shown < _PLATEAU * shown_before:
+            return window
+        window, shown_before = min(2 * window, widest), shown
 
 
-def _first_window(grey: np.ndarray) -> int:
-    return max(_LEAST_WINDOW, round(_FIRST_WINDOW * max(grey.shape)))
+def _peak(grey: np.ndarray, dark: bool, window: int) -> float:
+    return float(np.percentile(_contrast(grey, dark, window), _PEAK))
 
 
 def _ink(grey: np.ndarray, dark: bool, window: int) -> np.ndarray | None:

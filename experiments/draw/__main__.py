@@ -32,12 +32,11 @@ def main() -> None:
     from experiments.draw import app, reader, server
 
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
-    digits = reader.find_test_digits(
-        classifier.dataset, FLAGS.data_dir, FLAGS.manual_dir
-    )
+    reader.require_readable(classifier)  # Before a dataset is prepared for nothing.
+    digits = reader.find_test_digits(classifier, FLAGS.data_dir, FLAGS.manual_dir)
     reading = reader.Reader(classifier, digits)
     page = app.create_app(reading, [FLAGS.host, *FLAGS.allow_host])
-    print(f"{classifier.description}")
+    print(classifier.description)
     if isinstance(digits, str):
         print(f"No test digits: {digits}")
     server.serve(page, FLAGS.host, FLAGS.port)

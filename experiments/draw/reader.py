@@ -19,15 +19,22 @@ HARDEST = 12
 
 
 def find_test_digits(
-    name: str, data_dir: str | None, manual_dir: str | None
+    classifier: RestoredClassifier, data_dir: str | None, manual_dir: str | None
 ) -> Dataset | str:
-    """The dataset called `name`, or why it can't be had here."""
+    """The dataset that the model was trained on, or why it can't be had here."""
+    name = classifier.dataset
     if name == mnist.NAME and (why := mnist.why_unavailable(data_dir, manual_dir)):
         return why
     try:
-        return choose.load(name, data_dir, manual_dir)
+        return choose.load(name, data_dir, manual_dir, validate=classifier.validated)
     except RunError as error:
         return str(error)
+
+
+def require_readable(classifier: RestoredClassifier) -> None:
+    """Raises a RunError if the page has nothing to show of such a model."""
+    require_rows_and_lstm(classifier)
+    _ = classifier.form  # Raises, too.
 
 
 class Reader:
@@ -42,7 +49,7 @@ class Reader:
         Raises:
             RunError: the model is no LSTM, or reads no rows of digits.
         """
-        require_rows_and_lstm(classifier)
+        require_readable(classifier)
         self._classifier = classifier
         self._form = classifier.form
         self._data = data

@@ -11,6 +11,7 @@ LIGHTS = {
     "even": np.ones((240, 320)),
     "falls off": 0.4 + 0.6 * COLUMNS / 320,
     "lamp in the middle": 1 - 0.5 * np.hypot(ROWS - 120, COLUMNS - 160) / 200,
+    "soft shadow below": 1 - 0.5 / (1 + np.exp((100 - ROWS) / 5)),
     "hard shadow on the left": np.where(COLUMNS < 150, 0.5, 1.0),
     "hard slanted shadow": np.where(COLUMNS + ROWS < 260, 0.6, 1.0),
 }
