@@ -135,5 +135,5 @@ def _at_end(output: jax.Array, seq_lengths: Any) -> jax.Array:
     A row of length 0 reads step 0, where the stack has left zeros; without the
     clip it would read step -1, the last of the padding.
     """
-    last_step = jnp.clip(jnp.asarray(seq_lengths) - 1, 0, len(output) - 1)
+    last_step = jnp.clip(jnp.asarray(seq_lengths) - 1, 0, output.shape[0] - 1)
     return jnp.take_along_axis(output, last_step[None, :, None], axis=0)[0]

@@ -1,0 +1,85 @@
+"""A trained classifier as one compiled function that needs neither code nor flags.
+
+The bytes are `jax.export`'s: StableHLO with the parameters inside, in a flatbuffer.
+Nothing in them is Python, and nothing is unpickled to load them.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.errors import RunError
+from experiments.images import FORMS
+from experiments.restored import RestoredClassifier
+
+PLATFORMS = ("cpu", "cuda")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """`content` for `jax.export.deserialize`, and what its user has to know."""
+
+    content: bytes
+    description: dict[str, Any]
+
+    def write(self, path: str) -> None:
+        """The artifact at `path`, its description at `path` with `.json` behind.
+
+        Raises:
+            RunError: one of them can't be written; what was there is left alone.
+        """
+        described = json.dumps(self.description, indent=2) + "\n"
+        _replace(path, self.content)
+        _replace(f"{path}.json", described.encode())
+
+
+def export_classifier(classifier: RestoredClassifier) -> Artifact:
+    """`classifier` as a function of images as they lie in a file.
+
+    Its input is uint8 (b, rows, columns) for any number b, its output the logits,
+    float32 (b, num_classes): the division by white is inside.
+    """
+    form = FORMS[classifier.dataset]
+
+    def classify(images):
+        inputs = images.astype(jnp.float32) / form.white
+        return classifier.model.apply(classifier.variables, inputs)
+
+    shape = jax.export.symbolic_shape(f"b, {form.side}, {form.side}")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    exported = jax.export.export(jax.jit(classify), platforms=PLATFORMS)(images)
+    (logits,) = exported.out_avals
+    description = {
+        "input": f"{images.dtype} {_named(images)}: b images, {form.side} rows of "
+        f"{form.side} pixels, from 0 (paper) to {form.white} (full ink)",
+        "output": f"{logits.dtype} {_named(logits)}: logits; their softmax is the "
+        f"probability of each class, their argmax the prediction",
+        "platforms": list(exported.platforms),
+        "dataset": classifier.dataset,
+        "epoch": classifier.epoch,
+        "step": classifier.step,
+        "exported_by_jax": jax.__version__,
+    }
+    return Artifact(bytes(exported.serialize()), description)
+
+
+def _named(array: Any) -> str:
+    return f"({', '.join(map(str, array.shape))})"
+
+
+def _replace(path: str, content: bytes) -> None:
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.isfile(temporary):
+            os.remove(temporary)
+        raise RunError(f"--output: can't write {path}: {error.strerror}") from error
