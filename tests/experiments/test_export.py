@@ -12,7 +12,8 @@ from commands import assert_one_line_error, command
 from experiments.data import digits
 from flax_lstm import load_classifier
 
-# What somebody with JAX and NumPy alone runs: path of the artifact, of images, of logits.
+# What somebody with JAX and NumPy alone runs, on an artifact, images, and a place to
+# write the logits to.
 STRANGER = """
 import sys
 
