@@ -17,14 +17,14 @@ from experiments.batches import (
     take_share,
 )
 from experiments.devices import ROWS
-from flax_lstm import LSTMClassifier
+from flax_lstm import SequenceClassifier
 
 _BATCH_SIZE = 500
 
 
 @functools.partial(jax.jit, static_argnames=("model", "white", "mesh"))
 def evaluate(
-    model: LSTMClassifier, params: Any, split: DeviceSplit, white: int, mesh: Mesh
+    model: SequenceClassifier, params: Any, split: DeviceSplit, white: int, mesh: Mesh
 ) -> Totals:
     """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
     examples = len(split.labels)

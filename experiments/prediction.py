@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
-from flax_lstm import LSTMClassifier
+from flax_lstm import SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Prediction:
 
 
 def predict(
-    model: LSTMClassifier,
+    model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
     white: int,

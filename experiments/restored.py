@@ -10,7 +10,7 @@ from experiments.data import choose
 from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
 from experiments.prediction import Prediction
-from flax_lstm import LSTMClassifier, load_classifier
+from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
     checkpoint_steps,
@@ -24,7 +24,7 @@ class RestoredClassifier:
     """A model, its variables, and the record of its checkpoint."""
 
     workdir: str
-    model: LSTMClassifier
+    model: SequenceClassifier
     variables: Any
     dataset: str
     epoch: int

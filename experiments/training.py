@@ -34,7 +34,7 @@ from experiments.batches import (
 from experiments.devices import ROWS, replicated
 from experiments.dropout import masks_by_row
 from experiments.processes import agree, fetch
-from flax_lstm import LSTMClassifier, scale_by_torch_biases
+from flax_lstm import SequenceClassifier, scale_by_torch_biases
 
 _CHUNK_SECONDS = 0.5
 
@@ -52,7 +52,7 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 
 def create_state(
-    model: LSTMClassifier, learning_rate: float, seed: int, shape: tuple[int, ...]
+    model: SequenceClassifier, learning_rate: float, seed: int, shape: tuple[int, ...]
 ) -> TrainState:
     """A fresh state on one device; `shape` (T, I) of one example."""
     init_key, shuffle_key, dropout_key = jax.random.split(jax.random.key(seed), 3)

@@ -1,11 +1,20 @@
-"""PyTorch's LSTM, point by point, for JAX and Flax Linen."""
+"""PyTorch's LSTM, GRU and RNN, point by point, for JAX and Flax Linen."""
 
-from flax_lstm._classifier import LSTMClassifier as LSTMClassifier
+from flax_lstm._classifier import (
+    GRUClassifier as GRUClassifier,
+    LSTMClassifier as LSTMClassifier,
+    RNNClassifier as RNNClassifier,
+    SequenceClassifier as SequenceClassifier,
+)
+from flax_lstm._gru import StackedGRU as StackedGRU
 from flax_lstm._lstm import StackedLSTM as StackedLSTM
-from flax_lstm._torch_training import scale_by_torch_biases as scale_by_torch_biases
-from flax_lstm._torch_weights import (
+from flax_lstm._rnn import StackedRNN as StackedRNN
+from flax_lstm._torch_classifier import (
     classifier_params_from_torch as classifier_params_from_torch,
     classifier_params_to_torch as classifier_params_to_torch,
+)
+from flax_lstm._torch_training import scale_by_torch_biases as scale_by_torch_biases
+from flax_lstm._torch_weights import (
     params_from_torch as params_from_torch,
     params_to_torch as params_to_torch,
 )

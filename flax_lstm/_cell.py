@@ -54,3 +54,30 @@ class StackableCell(Protocol):
     ) -> tuple[Carry, jax.Array]:
         """One step: (carry, inputs (B, I)) to (new carry, output (B, P))."""
         ...
+
+
+class HiddenStateCell:
+    """What `StackableCell` asks for beside `__call__`, of a cell with no state but h.
+
+    Its carry is h itself; to be inherited before the cell's Flax class.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    @staticmethod
+    def state_sizes(hidden_size: int, proj_size: int) -> tuple[int, ...]:
+        del proj_size  # torch projects an LSTM's hidden state only.
+        return (hidden_size,)
+
+    @staticmethod
+    def state_dtypes(dtype: DTypeLike) -> tuple[DTypeLike, ...]:
+        return (dtype,)
+
+    @staticmethod
+    def to_carry(state: State) -> jax.Array:
+        (h,) = state
+        return h
+
+    @staticmethod
+    def to_state(carry: jax.Array) -> State:
+        return (carry,)

@@ -1,6 +1,8 @@
-"""`LSTMClassifier`: the stack, its last output, and a dense head."""
+"""Classifiers: a stack, its outputs brought to one vector, and a dense head."""
 
-from typing import Any
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -8,63 +10,49 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
+from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
-from flax_lstm._stack import warn_of_idle_dropout
+from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
+from flax_lstm._rnn import StackedRNN
+from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
+
+POOLINGS = ("last", "mean", "attention")
 
 
-class LSTMClassifier(nn.Module):
-    """Classifies a sequence by a dense layer on the last output of a `StackedLSTM`.
+class SequenceClassifier(nn.Module, kw_only=True):
+    """What the classifiers share; each declares its stack's options and builds it.
 
-    The defaults are the study notes' model of MNIST read row by row: 28 steps of
-    28 pixels, two layers of 128 units, ten classes. For torch's
-    `output[:, -1, :]`, with `seq_lengths` each row's own last output is taken (and
-    zeros for a row of length 0). Axis letters as in `StackedLSTM`.
-
-    Args:
-        num_classes: number of logits.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, implementation, remat: see `StackedLSTM`.
-        dtype: dtype of the computation, see `StackedLSTM`.
-        param_dtype: dtype in which parameters are created.
-
-    Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
-    `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), drawn
-    like torch.nn.Linear's from U(-1/√(D·P), 1/√(D·P)).
-
-    Raises:
-        ValueError, TypeError: an option is out of its range or of the wrong type.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax_lstm import LSTMClassifier
-        >>> model = LSTMClassifier(num_classes=10, input_size=28, hidden_size=128,
-        ...                        num_layers=2, batch_first=True)
-        >>> images = jnp.zeros((5, 28, 28))
-        >>> variables = model.init(jax.random.key(0), images)
-        >>> model.apply(variables, images).shape
-        (5, 10)
-        >>> sum(p.size for p in jax.tree.leaves(variables))
-        213258
+    What is not torch's is declared here, by keyword only, as in `RecurrentStack`.
     """
 
-    num_classes: int = 10
-    input_size: int = 28
-    hidden_size: int = 128
-    num_layers: int = 2
-    bias: bool = True
-    batch_first: bool = True
-    dropout: float = 0.0
-    bidirectional: bool = False
-    proj_size: int = 0
+    pooling: str = "last"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     implementation: str = "auto"
     remat: bool = False
 
+    cell: ClassVar[str]
+    """Name of the cell, of the stack among the parameters, and in checkpoints."""
+
+    if TYPE_CHECKING:  # Declared by each subclass, in the order of its torch class.
+        num_classes: int
+        input_size: int
+        hidden_size: int
+        num_layers: int
+        bias: bool
+        batch_first: bool
+        dropout: float
+        bidirectional: bool
+
+    @abc.abstractmethod
+    def make_stack(self, **options: Any) -> RecurrentStack:
+        """The stack with `options`, those of all stacks, and those of its own."""
+
     def __post_init__(self) -> None:
         check.require_positive_int("num_classes", self.num_classes)
         check.require_probability("dropout", self.dropout)
+        check.require_one_of("pooling", self.pooling, POOLINGS)
         # All other options are the stack's to judge.
         self._stack(parent=None)
         warn_of_idle_dropout(self)
@@ -87,40 +75,51 @@ class LSTMClassifier(nn.Module):
             computation.
 
         Raises:
-            TypeError, ValueError: as `StackedLSTM` does.
+            TypeError, ValueError: as the stack does.
         """
-        output, (h_n, _) = self._stack(name="lstm")(
+        output, state = self._stack(name=self.cell)(
             input, seq_lengths=seq_lengths, deterministic=deterministic
         )
-        # The last output is the final state, but for a reverse direction's. XLA
-        # then needs neither the top layer's outputs nor their gradient.
-        last = self._last(output, seq_lengths) if self.bidirectional else h_n[-1]
-        head_init = torch_linear(last.shape[-1])
+        pooled = self._pooled(output, state, seq_lengths)
+        head_init = torch_linear(pooled.shape[-1])
         return nn.Dense(
             self.num_classes,
             kernel_init=head_init,
             bias_init=head_init,
-            dtype=last.dtype,
+            dtype=pooled.dtype,
             param_dtype=self.param_dtype,
             name="head",
-        )(last)
+        )(pooled)
 
-    def _last(self, output: jax.Array, seq_lengths: Any) -> jax.Array:
-        batch_first = self.batch_first and output.ndim == 3
-        by_time = output.swapaxes(0, 1) if batch_first else output
-        return by_time[-1] if seq_lengths is None else _at_end(by_time, seq_lengths)
+    def _pooled(self, output: jax.Array, state: Any, seq_lengths: Any) -> jax.Array:
+        if self.pooling == "last" and not self.bidirectional:
+            # The last output is the final state, but for a reverse direction's. XLA
+            # then needs neither the top layer's outputs nor their gradient.
+            h_n, *_ = jax.tree.leaves(state)
+            return h_n[-1]
+        if self.batch_first and output.ndim == 3:
+            output = output.swapaxes(0, 1)
+        lengths = seq_lengths
+        if lengths is not None:
+            steps, batch = output.shape[:2]
+            lengths = check.as_lengths(lengths, output.shape, batch, steps)
+        if self.pooling == "last":
+            return last_step(output, lengths)
+        if self.pooling == "mean":
+            return mean_over_steps(output, lengths)
+        attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
+        return attention(output, lengths)
 
-    def _stack(self, **linen: Any) -> StackedLSTM:
-        return StackedLSTM(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
+    def _stack(self, **linen: Any) -> RecurrentStack:
+        return self.make_stack(
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
             bias=self.bias,
             batch_first=self.batch_first,
             # With one layer it does nothing, of which this class has warned already.
             dropout=self.dropout if self.num_layers != 1 else 0.0,
             bidirectional=self.bidirectional,
-            proj_size=self.proj_size,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             implementation=self.implementation,
@@ -129,11 +128,150 @@ class LSTMClassifier(nn.Module):
         )
 
 
-def _at_end(output: jax.Array, seq_lengths: Any) -> jax.Array:
-    """Of `output` (T, B, F), each row's own last valid step (B, F).
+class LSTMClassifier(SequenceClassifier):
+    """Classifies a sequence by a dense layer on the outputs of a `StackedLSTM`.
 
-    A row of length 0 reads step 0, where the stack has left zeros; without the
-    clip it would read step -1, the last of the padding.
+    The defaults are the study notes' model of MNIST read row by row: 28 steps of
+    28 pixels, two layers of 128 units, ten classes, and the last output. Axis
+    letters as in `StackedLSTM`.
+
+    Args:
+        num_classes: number of logits.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, implementation, remat: see `StackedLSTM`.
+        pooling: how the outputs of all steps become one vector. `'last'`: the last
+            step's, torch's `output[:, -1, :]`. `'mean'`: the mean over the steps.
+            `'attention'`: their mean weighted by a softmax of tanh(W h_t + b) · q,
+            with one learned query q (Yang et al. 2016). With `seq_lengths` each row
+            has its own steps only, and zeros if it has none.
+        dtype: dtype of the computation, see `StackedLSTM`.
+        param_dtype: dtype in which parameters are created.
+
+    Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
+    `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), drawn
+    like torch.nn.Linear's from U(-1/√(D·P), 1/√(D·P)). With `pooling='attention'`
+    also `attention/projection/{kernel,bias}` (D·P, D·P) and (D·P,) and
+    `attention/query/kernel` (D·P, 1), drawn alike.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import LSTMClassifier
+        >>> model = LSTMClassifier(num_classes=10, input_size=28, hidden_size=128,
+        ...                        num_layers=2, batch_first=True)
+        >>> images = jnp.zeros((5, 28, 28))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> model.apply(variables, images).shape
+        (5, 10)
+        >>> sum(p.size for p in jax.tree.leaves(variables))
+        213258
+
+    Source of the attention: https://aclanthology.org/N16-1174
     """
-    last_step = jnp.clip(jnp.asarray(seq_lengths) - 1, 0, output.shape[0] - 1)
-    return jnp.take_along_axis(output, last_step[None, :, None], axis=0)[0]
+
+    num_classes: int = 10
+    input_size: int = 28
+    hidden_size: int = 128
+    num_layers: int = 2
+    bias: bool = True
+    batch_first: bool = True
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    cell: ClassVar[str] = "lstm"
+
+    def make_stack(self, **options: Any) -> StackedLSTM:
+        return StackedLSTM(proj_size=self.proj_size, **options)
+
+
+class GRUClassifier(SequenceClassifier):
+    """`LSTMClassifier` with a `StackedGRU`, and its options.
+
+    Args:
+        num_classes: number of logits.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, dtype, param_dtype, implementation, remat: see
+            `StackedGRU`; the defaults of `LSTMClassifier`.
+        pooling: see `LSTMClassifier`.
+
+    Parameters (under `'params'`): `gru`, the tree of `StackedGRU`, and the others of
+    `LSTMClassifier`.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import GRUClassifier
+        >>> model = GRUClassifier(pooling='mean')
+        >>> images = jnp.zeros((5, 28, 28))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> lengths = jnp.array([28, 9, 0, 1, 2])
+        >>> model.apply(variables, images, seq_lengths=lengths).shape
+        (5, 10)
+    """
+
+    num_classes: int = 10
+    input_size: int = 28
+    hidden_size: int = 128
+    num_layers: int = 2
+    bias: bool = True
+    batch_first: bool = True
+    dropout: float = 0.0
+    bidirectional: bool = False
+
+    cell: ClassVar[str] = "gru"
+
+    def make_stack(self, **options: Any) -> StackedGRU:
+        return StackedGRU(**options)
+
+
+class RNNClassifier(SequenceClassifier):
+    """`LSTMClassifier` with a `StackedRNN`, and its options.
+
+    Args:
+        num_classes: number of logits.
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first,
+            dropout, bidirectional, dtype, param_dtype, implementation, remat: see
+            `StackedRNN`; the defaults of `LSTMClassifier`.
+        pooling: see `LSTMClassifier`.
+
+    Parameters (under `'params'`): `rnn`, the tree of `StackedRNN`, and the others of
+    `LSTMClassifier`.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import RNNClassifier
+        >>> model = RNNClassifier(nonlinearity='relu')
+        >>> images = jnp.zeros((5, 28, 28))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> model.apply(variables, images).shape
+        (5, 10)
+    """
+
+    num_classes: int = 10
+    input_size: int = 28
+    hidden_size: int = 128
+    num_layers: int = 2
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    batch_first: bool = True
+    dropout: float = 0.0
+    bidirectional: bool = False
+
+    cell: ClassVar[str] = "rnn"
+
+    def make_stack(self, **options: Any) -> StackedRNN:
+        return StackedRNN(nonlinearity=self.nonlinearity, **options)
+
+
+CLASSIFIERS: Mapping[str, type[SequenceClassifier]] = {
+    kind.cell: kind for kind in (LSTMClassifier, GRUClassifier, RNNClassifier)
+}
+"""The classifiers by the name of their cell."""

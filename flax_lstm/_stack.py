@@ -13,7 +13,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._cell import StackableCell, State
+from flax_lstm._cell import StackableCell
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
@@ -114,18 +114,20 @@ class RecurrentStack(nn.Module, kw_only=True):
         return self.cell_class.state_sizes(self.hidden_size, proj_size)
 
     def run(
-        self, input: Any, state: Any, seq_lengths: Any, deterministic: Any
-    ) -> tuple[jax.Array, State]:
+        self, input: Any, hx: Any, seq_lengths: Any, deterministic: Any
+    ) -> tuple[jax.Array, Any]:
         """The whole stack; to be called from a subclass's compact `__call__`.
 
         Args:
             input: (T, B, I), (B, T, I) if batch_first, or (T, I).
-            state: None, or a tuple of (L·D, B, ·) arrays, (L·D, ·) with (T, I).
+            hx: None, or the states as torch takes them: a tuple of (L·D, B, ·)
+                arrays, (L·D, ·) with (T, I), or the array alone if it is the only one.
             seq_lengths: None or (B,) integers.
             deterministic: False to apply dropout.
 
         Returns:
-            The output in the layout of `input`, and the final states as a tuple.
+            The output in the layout of `input`, and the final states in the form of
+            `hx`.
         """
         check.require_bool("deterministic", deterministic)
         x = check.as_floating_array("input", input)
@@ -147,7 +149,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             # 0 * NaN would come back in the gradients.
             x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
-        state = self._checked_state(state, batch, batched)
+        state = self._checked_state(hx, batch, batched)
         dtype = self._computation_dtype(x, state)
         x = x.astype(dtype)
         state = self._initial_state(state, x, dtype)
@@ -158,7 +160,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             x, state = x[:, 0], tuple(array[:, 0] for array in state)
         if batch_first:
             x = x.swapaxes(0, 1)
-        return x, state
+        return x, state if len(state) > 1 else state[0]
 
     def _run_layers(self, x, state, valid, deterministic, dtype):
         """Layer after layer on time-major (T, B, ·), each in its directions."""
@@ -195,12 +197,12 @@ class RecurrentStack(nn.Module, kw_only=True):
             )
         return nn.Dropout(self.dropout)(x, deterministic=deterministic)
 
-    def _checked_state(self, state, batch, batched):
+    def _checked_state(self, hx, batch, batched):
         """The user's state as batched floating arrays of the right shapes, or None."""
-        if state is None:
+        if hx is None:
             return None
         names = tuple(f"{name}_0" for name in self.cell_class.state_names)
-        state = check.require_state_tuple(names, state)
+        state = check.as_states(names, hx)
         rows = self.num_layers * (2 if self.bidirectional else 1)
         arrays = []
         for name, size, value in zip(names, self.state_sizes, state, strict=True):

@@ -4,18 +4,19 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from flax_lstm._torch_layout import SUMMED_BIASES
+
 if TYPE_CHECKING:
     import optax
 
-_GATE_MODULES = frozenset({"hi", "hf", "hg", "ho"})
-
 
 def scale_by_torch_biases() -> "optax.GradientTransformation":
-    r"""Doubles the updates of the LSTM's biases, as two torch biases add up to.
+    r"""Doubles the updates of summed biases, as two torch biases add up to.
 
     torch trains :math:`b_{ih}` and :math:`b_{hh}`, which get the same gradient, and
     each takes the optimizer's step :math:`u`: their sum moves by :math:`2u`. Here
-    the sum is the parameter, so its step has to be doubled.
+    the sum is the parameter, so its step has to be doubled. The two biases of a GRU's
+    gate n are two here as well, and are left alone.
 
     Put it behind the step's direction and before any weight decay, which torch
     applies to each bias and so to their sum once:
@@ -34,8 +35,9 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
 
     Returns:
         A stateless `optax.GradientTransformation`. It touches the leaves
-        `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` anywhere in a tree, and no
-        other: the head of `LSTMClassifier` has one bias in torch as well.
+        `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` (LSTM), `ir/bias` and `iz/bias`
+        (GRU) and `i/bias` (RNN) anywhere in a tree, and no other: the head of a
+        classifier has one bias in torch as well.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -54,8 +56,8 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
 
     def double(path, update):
         names = [getattr(key, "key", None) for key in path[-2:]]
-        is_gate_bias = len(names) == 2 and names[0] in _GATE_MODULES
-        return 2 * update if is_gate_bias and names[1] == "bias" else update
+        is_summed = len(names) == 2 and names[0] in SUMMED_BIASES
+        return 2 * update if is_summed and names[1] == "bias" else update
 
     return optax.stateless(
         lambda updates, params: jax.tree_util.tree_map_with_path(double, updates)

@@ -115,11 +115,18 @@ def require_input_shape(name: str, x: jax.Array, input_size: int, time: int) -> 
         )
 
 
-def require_state_tuple(names: Sequence[str], state: Any) -> tuple[Any, ...]:
-    """`state` is a tuple (or list) with one entry for each of `names`."""
-    expected = f"a tuple ({', '.join(names)})"
-    if not isinstance(state, (tuple, list)):
+def as_states(names: Sequence[str], state: Any) -> tuple[Any, ...]:
+    """`state` as a tuple with one entry for each of `names`.
+
+    As torch has it, several states are passed as a tuple (or list), and one alone as
+    the array that it is.
+    """
+    one = len(names) == 1
+    expected = f"an array {names[0]}" if one else f"a tuple ({', '.join(names)})"
+    if isinstance(state, (tuple, list)) is one:
         raise TypeError(f"hx: expected {expected}, got {_shown(state)}")
+    if one:
+        return (state,)
     if len(state) != len(names):
         raise ValueError(f"hx: expected {expected}, got {len(state)} entries")
     return tuple(state)

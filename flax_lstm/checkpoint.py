@@ -5,8 +5,9 @@ a step, with these items:
 
 - `params`: the model's parameters.
 - `training`: what only a continued training needs (optimizer state, keys).
-- `config`: JSON with `format_version`, the `model`'s options, and whatever else the
-  writer records (the dataset, the run's hyper-parameters, epoch and step).
+- `config`: JSON with `format_version`, the `model`'s `cell` (`"lstm"`, `"gru"` or
+  `"rnn"`) and options, and whatever else the writer records (the dataset, the run's
+  hyper-parameters, epoch and step).
 
 Beside each step's folder stands `STEP.sha256`, which `sha256sum --check` reads too;
 what does not agree with it is not loaded.
@@ -21,7 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_lstm._classifier import LSTMClassifier
+from flax_lstm import _validation as check
+from flax_lstm._classifier import CLASSIFIERS, SequenceClassifier
 from flax_lstm._manifest import (
     DamagedCheckpointError as DamagedCheckpointError,
     UnfinishedCheckpointError as UnfinishedCheckpointError,
@@ -30,7 +32,7 @@ from flax_lstm._manifest import (
     write_manifest as write_manifest,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARAMS, TRAINING, CONFIG = "params", "training", "config"
 
 _DTYPE_OPTIONS = ("dtype", "param_dtype")
@@ -38,9 +40,9 @@ _DTYPE_OPTIONS = ("dtype", "param_dtype")
 _UNRECORDED_OPTIONS = ("implementation", "remat", "parent", "name")
 
 
-def classifier_options(model: LSTMClassifier) -> dict[str, Any]:
-    """The constructor options of `model` as JSON values, dtypes by name."""
-    options = {
+def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
+    """The `cell` and constructor options of `model` as JSON values, dtypes by name."""
+    options = {"cell": model.cell} | {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
         if field.name not in _UNRECORDED_OPTIONS
@@ -51,20 +53,22 @@ def classifier_options(model: LSTMClassifier) -> dict[str, Any]:
     return options
 
 
-def classifier_from_options(options: dict[str, Any]) -> LSTMClassifier:
+def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:
     """The inverse of `classifier_options`.
 
     Raises:
-        ValueError, TypeError: an unknown option, or a value out of its range.
+        ValueError, TypeError: an unknown cell or option, or a value out of its range.
     """
     options = {k: v for k, v in options.items() if k not in _UNRECORDED_OPTIONS}
+    cell = options.pop("cell", None)
+    check.require_one_of("cell", cell, CLASSIFIERS)
     for name in _DTYPE_OPTIONS:
         if options.get(name) is not None:
             options[name] = jnp.dtype(options[name])
-    return LSTMClassifier(**options)
+    return CLASSIFIERS[cell](**options)
 
 
-def abstract_params(model: LSTMClassifier) -> Any:
+def abstract_params(model: SequenceClassifier) -> Any:
     """Shapes, dtypes and (one local device) sharding of `model`'s parameters.
 
     Orbax without such a target insists on the devices that wrote the checkpoint.
@@ -128,7 +132,7 @@ def read_config(
 
 def load_classifier(
     path: str | os.PathLike[str], step: int | None = None
-) -> tuple[LSTMClassifier, dict[str, Any]]:
+) -> tuple[SequenceClassifier, dict[str, Any]]:
     """Restores a trained classifier, ready for `model.apply(variables, x)`.
 
     The checkpoint says itself which model it holds. It is restored on this
@@ -140,7 +144,8 @@ def load_classifier(
         step: which checkpoint; None is the newest.
 
     Returns:
-        `(model, variables)`; the parameters are under `variables['params']`.
+        `(model, variables)`: an `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`,
+        and its parameters under `variables['params']`.
 
     Raises:
         FileNotFoundError: no such folder, no checkpoint in it, or not that step.

@@ -1,0 +1,98 @@
+"""`StackedGRU`: torch.nn.GRU as a Flax Linen module."""
+
+from typing import ClassVar
+
+from jax.typing import DTypeLike
+
+from flax_lstm._gru_cell import GRUCell
+from flax_lstm._hidden_state_stack import HiddenStateStack
+from flax_lstm._initializers import torch_recurrent_kernel
+
+
+class StackedGRU(HiddenStateStack):
+    r"""A multi-layer, optionally bidirectional GRU with torch.nn.GRU's meaning.
+
+    Each layer computes, for t = 1 … T and with :math:`h` starting from the given
+    state or zero,
+
+    .. math::
+        r_t &= σ(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1}) \\
+        z_t &= σ(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1}) \\
+        n_t &= \tanh(W_{in} x_t + b_{in} + r_t ∘ (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z_t) ∘ n_t + z_t ∘ h_{t-1}
+
+    Axis letters: `B` batch, `T` time, `I` input_size, `H` hidden_size, `L`
+    num_layers, `D` directions.
+
+    Differences from torch, on purpose: torch's two biases of r, and those of z, are
+    one here (`params_from_torch` adds them, `scale_by_torch_biases` trains them
+    alike), while n has both as in torch; variable lengths come as `seq_lengths`
+    instead of a PackedSequence, and may be 0; dropout needs `deterministic=False`
+    and a key.
+
+    Args:
+        input_size: I, number of features of one step.
+        hidden_size: H, number of features of the hidden state.
+        num_layers: L, number of layers; each reads the output of the one below.
+        bias: False for a layer without any bias parameters.
+        batch_first: True if input and output are (B, T, ·); states never are.
+        dropout: probability with which an element of every layer's output but the
+            last's is zeroed, when `deterministic=False`.
+        bidirectional: True to also read every layer's input from its end (D = 2).
+        dtype: dtype of the computation; None promotes input, h_0 and parameters.
+        param_dtype: dtype in which parameters are created.
+        kernel_init: initializer of the input kernels, (I, H) each.
+        recurrent_kernel_init: initializer of the hidden kernels, (H, H) each.
+        bias_init: initializer of the biases, (H,) each. All initializers default
+            to torch's U(-1/√H, 1/√H), the biases of r and z to the sum of two such
+            draws.
+        implementation: how the recurrence over time is run. `'scan'`: `nn.scan`
+            over the cell, step by step. `'auto'`: `'scan'`.
+        remat: True to keep the states of only every ⌈√T⌉-th step for the backward
+            pass and compute the others again, for long sequences.
+
+    Parameters (under `'params'`): for each layer k, and for each reverse direction
+    with `_reverse` appended, `layer_{k}/{ir,iz,in}/{kernel,bias}` (I or D·H, H) and
+    (H,), `layer_{k}/{hr,hz,hn}/kernel` (H, H) and `layer_{k}/hn/bias` (H,). They are
+    GRUCell's own names.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+        UserWarning (a warning): dropout > 0 with one layer, where it does nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import StackedGRU
+        >>> gru = StackedGRU(input_size=28, hidden_size=128, num_layers=2,
+        ...                  batch_first=True)
+        >>> x = jnp.ones((5, 7, 28))
+        >>> variables = gru.init(jax.random.key(0), x)
+        >>> output, h_n = gru.apply(variables, x)
+        >>> output.shape, h_n.shape
+        ((5, 7, 128), (2, 5, 128))
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+
+    cell_class: ClassVar[type[GRUCell]] = GRUCell
+
+    def make_cell(self, dtype: DTypeLike, name: str) -> GRUCell:
+        return GRUCell(
+            features=self.hidden_size,
+            use_bias=self.bias,
+            kernel_init=self.kernel_initializer,
+            recurrent_kernel_init=self.recurrent_kernel_initializer,
+            bias_init=self.bias_initializer,
+            n_bias_init=self.bias_init or torch_recurrent_kernel(self.hidden_size),
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )

@@ -1,0 +1,85 @@
+"""From a sequence's outputs to one vector, each row by its own length.
+
+The functions take outputs (T, B, F), or (T, F) without lengths, which are zero
+behind a row's end, as a stack leaves them. A row of length 0 gives zeros.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flax_lstm._initializers import torch_linear
+
+
+def last_step(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """Each row's own last valid step, (B, F).
+
+    A row of length 0 reads step 0, where the stack has left zeros; without the
+    clip it would read step -1, the last of the padding.
+    """
+    if lengths is None:
+        return output[-1]
+    last = jnp.clip(lengths - 1, 0, output.shape[0] - 1)
+    return jnp.take_along_axis(output, last[None, :, None], axis=0)[0]
+
+
+def mean_over_steps(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The mean of each row's own valid steps, (B, F)."""
+    steps = output.shape[0] if lengths is None else jnp.maximum(lengths, 1)[:, None]
+    total = output.sum(axis=0, dtype=_accurate(output))
+    return (total / steps).astype(output.dtype)
+
+
+class AttentionPooling(nn.Module):
+    r"""A mean of the steps, weighted by how well each answers one learned query.
+
+    .. math::
+        u_t = \tanh(W h_t + b), \quad
+        α_t = \frac{\exp(u_t · q)}{\sum_s \exp(u_s · q)}, \quad
+        v = \sum_t α_t h_t
+
+    with both sums over a row's valid steps: the additive attention of Bahdanau et
+    al. 2015 (https://arxiv.org/abs/1409.0473), with the one query of Yang et al.
+    2016, equations 5 to 7 (https://aclanthology.org/N16-1174).
+
+    Parameters: `projection/{kernel,bias}` (F, F) and (F,), `query/kernel` (F, 1), all
+    drawn like torch.nn.Linear's from U(-1/√F, 1/√F).
+    """
+
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, output: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """(B, F) in the dtype of `output`."""
+        width = output.shape[-1]
+        init = torch_linear(width)
+        projection = nn.Dense(
+            width,
+            kernel_init=init,
+            bias_init=init,
+            dtype=output.dtype,
+            param_dtype=self.param_dtype,
+            name="projection",
+        )
+        query = nn.Dense(
+            1,
+            use_bias=False,  # It would be the same for all steps, and cancel.
+            kernel_init=init,
+            dtype=output.dtype,
+            param_dtype=self.param_dtype,
+            name="query",
+        )
+        scores = query(jnp.tanh(projection(output))).astype(_accurate(output))
+        if lengths is not None:
+            valid = jnp.arange(output.shape[0])[:, None] < lengths
+            # Finite, so that a row without any step has weights, of its zeros.
+            none = jnp.finfo(scores.dtype).min
+            scores = jnp.where(valid[..., None], scores, none)
+        weights = jax.nn.softmax(scores, axis=0)
+        return (weights * output).sum(axis=0).astype(output.dtype)
+
+
+def _accurate(output: jax.Array) -> DTypeLike:
+    """The dtype in which steps are summed: at least float32."""
+    return jnp.promote_types(output.dtype, jnp.float32)

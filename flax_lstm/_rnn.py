@@ -1,0 +1,104 @@
+"""`StackedRNN`: torch.nn.RNN as a Flax Linen module."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+from jax.typing import DTypeLike
+
+from flax_lstm import _validation as check
+from flax_lstm._hidden_state_stack import HiddenStateStack
+from flax_lstm._rnn_cell import RNNCell
+
+NONLINEARITIES: Mapping[str, Callable[..., Any]] = {"tanh": nn.tanh, "relu": nn.relu}
+
+
+class StackedRNN(HiddenStateStack):
+    r"""A multi-layer, optionally bidirectional RNN with torch.nn.RNN's meaning.
+
+    Each layer computes, for t = 1 … T and with :math:`h` starting from the given
+    state or zero,
+
+    .. math::
+        h_t = \tanh(W_i x_t + b_i + W_h h_{t-1})
+
+    or the same with ReLU for tanh.
+
+    Axis letters: `B` batch, `T` time, `I` input_size, `H` hidden_size, `L`
+    num_layers, `D` directions.
+
+    Differences from torch, on purpose: torch's two biases are one here
+    (`params_from_torch` adds them, `scale_by_torch_biases` trains them alike);
+    variable lengths come as `seq_lengths` instead of a PackedSequence, and may be
+    0; dropout needs `deterministic=False` and a key.
+
+    Args:
+        input_size: I, number of features of one step.
+        hidden_size: H, number of features of the hidden state.
+        num_layers: L, number of layers; each reads the output of the one below.
+        nonlinearity: `'tanh'` or `'relu'`.
+        bias: False for a layer without any bias parameters.
+        batch_first: True if input and output are (B, T, ·); states never are.
+        dropout: probability with which an element of every layer's output but the
+            last's is zeroed, when `deterministic=False`.
+        bidirectional: True to also read every layer's input from its end (D = 2).
+        dtype: dtype of the computation; None promotes input, h_0 and parameters.
+        param_dtype: dtype in which parameters are created.
+        kernel_init: initializer of the input kernels, (I, H) each.
+        recurrent_kernel_init: initializer of the hidden kernels, (H, H) each.
+        bias_init: initializer of the biases, (H,) each. All initializers default
+            to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
+        implementation: how the recurrence over time is run. `'scan'`: `nn.scan`
+            over the cell, step by step. `'auto'`: `'scan'`.
+        remat: True to keep the states of only every ⌈√T⌉-th step for the backward
+            pass and compute the others again, for long sequences.
+
+    Parameters (under `'params'`): for each layer k, and for each reverse direction
+    with `_reverse` appended, `layer_{k}/i/{kernel,bias}` (I or D·H, H) and (H,), and
+    `layer_{k}/h/kernel` (H, H). They are SimpleCell's own names.
+
+    Raises:
+        ValueError, TypeError: an option is out of its range or of the wrong type.
+        UserWarning (a warning): dropout > 0 with one layer, where it does nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import StackedRNN
+        >>> rnn = StackedRNN(input_size=28, hidden_size=128, num_layers=2,
+        ...                  nonlinearity='relu', batch_first=True)
+        >>> x = jnp.ones((5, 7, 28))
+        >>> variables = rnn.init(jax.random.key(0), x)
+        >>> output, h_n = rnn.apply(variables, x)
+        >>> output.shape, h_n.shape
+        ((5, 7, 128), (2, 5, 128))
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+
+    cell_class: ClassVar[type[RNNCell]] = RNNCell
+
+    def check_options(self) -> None:
+        super().check_options()
+        check.require_one_of("nonlinearity", self.nonlinearity, tuple(NONLINEARITIES))
+
+    def make_cell(self, dtype: DTypeLike, name: str) -> RNNCell:
+        return RNNCell(
+            features=self.hidden_size,
+            use_bias=self.bias,
+            activation_fn=NONLINEARITIES[self.nonlinearity],
+            kernel_init=self.kernel_initializer,
+            recurrent_kernel_init=self.recurrent_kernel_initializer,
+            bias_init=self.bias_initializer,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )

@@ -1,0 +1,95 @@
+"""Reading a torch state_dict without torch, and saying what is wrong with one."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+def read_state_dict(source: Any) -> dict[str, np.ndarray]:
+    """The arrays of a mapping, or of a `.safetensors` file; nothing is unpickled.
+
+    Raises:
+        ValueError: a file that is no safetensors file.
+        TypeError: something else than a mapping or a path.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _read_safetensors(os.fspath(source))
+    if isinstance(source, Mapping):
+        return {str(name): _as_numpy(value) for name, value in source.items()}
+    raise TypeError(
+        f"state_dict: expected a mapping of names to arrays, or the path of a "
+        f".safetensors file, got a {type(source).__name__}"
+    )
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"state_dict: expected a .safetensors file, got {path} ({error}); a torch "
+            f"pickle (.pt, .pth) is never read here: in torch, "
+            f"safetensors.torch.save_file(torch.load(path, weights_only=True), "
+            f"new_path)"
+        ) from error
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # A torch tensor, known without importing torch.
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype.
+            return value.float().numpy().astype(jnp.bfloat16)
+    return np.asarray(value)
+
+
+def behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose names start with `prefix`, without it."""
+    return {
+        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+    }
+
+
+def as_jax(params: dict[str, Any]) -> dict[str, Any]:
+    """A tree of NumPy arrays as one of JAX arrays."""
+    return unflatten_dict({k: jnp.asarray(v) for k, v in flatten_dict(params).items()})
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree's leaves by their paths, `layer_0/hi/kernel`."""
+    return flatten_dict(unflatten_dict(flatten_dict(dict(params))), sep="/")
+
+
+def writable(array: Any) -> np.ndarray:
+    """A C-contiguous copy, which torch.from_numpy takes without a warning."""
+    return np.array(array, order="C", copy=True)
+
+
+def require_names(argument: str, expected: Iterable[str], got: Iterable[str]) -> None:
+    """`got` are exactly the names `expected`; else a ValueError that lists both."""
+    missing = sorted(set(expected) - set(got))
+    unexpected = sorted(set(got) - set(expected))
+    parts = []
+    if missing:
+        parts.append("missing " + ", ".join(missing))
+    if unexpected:
+        parts.append("unexpected " + ", ".join(unexpected))
+    if parts:
+        raise ValueError(f"{argument}: {'; '.join(parts)}")
+
+
+def require_shapes(argument: str, shapes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Of each name's (expected, got) both are the same; else a ValueError."""
+    wrong = [
+        f"{name} expected {expected}, got {tuple(got)}"
+        for name, (expected, got) in shapes.items()
+        if tuple(expected) != tuple(got)
+    ]
+    if wrong:
+        raise ValueError(f"{argument}: wrong shapes: {'; '.join(wrong)}")

@@ -1,0 +1,124 @@
+"""Weights from the study notes' torch classifier and its kin, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from flax_lstm._state_dict import (
+    as_jax,
+    behind,
+    flat,
+    read_state_dict,
+    require_names,
+    require_shapes,
+    writable,
+)
+from flax_lstm._torch_layout import LAYOUTS, StackLayout
+from flax_lstm._torch_weights import params_to_torch, stack_from_torch
+
+# torch's names of the layers beside the stack, and ours. The study notes' classifier
+# has its head under this name, spelt like this.
+_HEAD = {"classifer.weight": "head/kernel", "classifer.bias": "head/bias"}
+_ATTENTION = {
+    "attention.weight": "attention/projection/kernel",
+    "attention.bias": "attention/projection/bias",
+    "query.weight": "attention/query/kernel",
+}
+
+
+def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
+    """Parameters of a classifier from the study notes' torch classifier.
+
+    That is a torch.nn.LSTM named `lstm` with a torch.nn.Linear named `classifer`
+    (the notes spell it so). For a `GRUClassifier` or an `RNNClassifier` it is a
+    torch.nn.GRU named `gru` or a torch.nn.RNN named `rnn`, and with
+    `pooling='attention'` there are two more torch.nn.Linear: `attention`, (D·P, D·P),
+    and `query`, from D·P to 1 and without a bias.
+
+    Args:
+        state_dict: a mapping or the path of a `.safetensors` file, with the keys of
+            these modules and no other.
+
+    Returns:
+        What goes under `'params'`, with the entries `lstm`, `gru` or `rnn`, `head`,
+        and `attention` if it is there.
+
+    Raises:
+        ValueError, TypeError: as `params_from_torch`.
+
+    Example:
+        >>> from flax_lstm import classifier_params_from_torch
+        >>> classifier_params_from_torch({})
+        Traceback (most recent call last):
+            ...
+        ValueError: state_dict: missing classifer.bias, classifer.weight, ...
+    """
+    tensors = read_state_dict(state_dict)
+    cell = _first_cell(tensors, ".")
+    prefix = f"{cell}."
+    weights = behind(prefix, tensors)
+    stack = StackLayout.named_in(weights)
+    names = {**_HEAD, **(_ATTENTION if _ATTENTION.keys() & tensors.keys() else {})}
+    expected = {prefix + name for name in stack.names()} | names.keys()
+    require_names("state_dict", expected, tensors)
+
+    tree = stack_from_torch(weights, prefix, cell)
+    width = stack.output_width(weights, cell)
+    classes = tensors["classifer.weight"].shape[:1]
+    shapes = {
+        "classifer.weight": (*classes, width),
+        "classifer.bias": classes,
+        "attention.weight": (width, width),
+        "attention.bias": (width,),
+        "query.weight": (1, width),
+    }
+    require_shapes(
+        "state_dict", {name: (shapes[name], tensors[name].shape) for name in names}
+    )
+    params = flatten_dict({cell: tree}, sep="/")
+    params |= {path: tensors[name].T for name, path in names.items()}
+    return as_jax(unflatten_dict(params, sep="/"))
+
+
+def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Weights for the study notes' torch classifier; see `params_to_torch`.
+
+    Args:
+        params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
+            `RNNClassifier`.
+
+    Returns:
+        A dict of writable NumPy arrays: `lstm.*`, `gru.*` or `rnn.*`,
+        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,);
+        with `pooling='attention'` also `attention.weight` (D·P, D·P),
+        `attention.bias` (D·P,) and `query.weight` (1, D·P).
+
+    Raises:
+        ValueError: missing, unexpected or misshaped entries, listed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax_lstm import LSTMClassifier, classifier_params_to_torch
+        >>> variables = LSTMClassifier().init(jax.random.key(0), jnp.ones((1, 28, 28)))
+        >>> classifier_params_to_torch(variables['params'])['classifer.weight'].shape
+        (10, 128)
+    """
+    leaves = flat(params)
+    cell = _first_cell(leaves, "/")
+    beside = {path for path in leaves if not path.startswith(f"{cell}/")}
+    has_attention = any(path.startswith("attention/") for path in beside)
+    names = {**_HEAD, **(_ATTENTION if has_attention else {})}
+    require_names("params", names.values(), beside)
+    weights = params_to_torch(params.get(cell, {}), f"{cell}.")
+    for name, path in names.items():
+        weights[name] = writable(np.asarray(leaves[path]).T)
+    classifier_params_from_torch(weights)
+    return weights
+
+
+def _first_cell(names: Any, separator: str) -> str:
+    """The stack's name, which is that of its cell; an LSTM's if there is none."""
+    first = {name.partition(separator)[0] for name in names}
+    return next((cell for cell in LAYOUTS if cell in first), "lstm")
