@@ -6,15 +6,14 @@ Nothing in them is Python, and nothing is unpickled to load them.
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.errors import RunError
 from experiments.images import FORMS
 from experiments.restored import RestoredClassifier
+from experiments.whole_file import write_whole
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -33,8 +32,8 @@ class Artifact:
             RunError: one of them can't be written; what was there is left alone.
         """
         described = json.dumps(self.description, indent=2) + "\n"
-        _replace(path, self.content)
-        _replace(f"{path}.json", described.encode())
+        write_whole(path, self.content)
+        write_whole(f"{path}.json", described.encode())
 
 
 def export_classifier(classifier: RestoredClassifier) -> Artifact:
@@ -69,17 +68,3 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
 
 def _named(array: Any) -> str:
     return f"({', '.join(map(str, array.shape))})"
-
-
-def _replace(path: str, content: bytes) -> None:
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.isfile(temporary):
-            os.remove(temporary)
-        raise RunError(f"--output: can't write {path}: {error.strerror}") from error

@@ -5,29 +5,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_lstm import LSTMClassifier
+from flax_lstm import GRUClassifier, LSTMClassifier, RNNClassifier
 
 ROWS, T, I, H = 3, 4, 5, 6  # noqa: E741
 
 CASES = {
-    "fused": {},
+    "fused": (LSTMClassifier, {}),
     # Weights of more than a MiB, where the fused loop looks at the batch's size.
-    "wide": {"hidden_size": 256},
-    "scan": {"implementation": "scan"},
-    "bidirectional": {"bidirectional": True},
-    "projected": {"proj_size": 2},
+    "wide": (LSTMClassifier, {"hidden_size": 256}),
+    "scan": (LSTMClassifier, {"implementation": "scan"}),
+    "bidirectional": (LSTMClassifier, {"bidirectional": True}),
+    "projected": (LSTMClassifier, {"proj_size": 2}),
+    "gru": (GRUClassifier, {"pooling": "mean"}),
+    "rnn": (RNNClassifier, {"pooling": "attention"}),
 }
-# Two of them are enough for every day: each is compiled three times.
-DAILY = ("fused", "wide")
+# These are enough for every day: each is compiled three times.
+DAILY = ("fused", "wide", "rnn")
 PARAMETERS = [
-    pytest.param(options, id=name, marks=() if name in DAILY else pytest.mark.slow)
-    for name, options in CASES.items()
+    pytest.param(*case, id=name, marks=() if name in DAILY else pytest.mark.slow)
+    for name, case in CASES.items()
 ]
 
 
-def classifier(**options):
+def classifier(kind, **options):
     options = {"input_size": I, "hidden_size": H, "num_layers": 1, **options}
-    model = LSTMClassifier(**options)
+    model = kind(**options)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.ones((1, T, I)))
 
 
@@ -42,9 +44,9 @@ def exported(model, variables, shape):
     )
 
 
-@pytest.mark.parametrize("options", PARAMETERS)
-def test_a_symbolic_batch_and_number_of_steps(options):
-    model, variables = classifier(**options)
+@pytest.mark.parametrize(("kind", "options"), PARAMETERS)
+def test_a_symbolic_batch_and_number_of_steps(kind, options):
+    model, variables = classifier(kind, **options)
     artifact = exported(model, variables, f"b, t, {I}")
     assert artifact.platforms == ("cpu", "cuda")
     x = np.random.default_rng(0).standard_normal((ROWS, T, I), np.float32)
@@ -57,6 +59,6 @@ def test_a_symbolic_batch_and_number_of_steps(options):
 
 
 def test_remat_needs_a_known_number_of_steps():
-    model, variables = classifier(remat=True)
+    model, variables = classifier(LSTMClassifier, remat=True)
     with pytest.raises(ValueError, match=r"^remat: expected a known .* the symbolic t"):
         exported(model, variables, f"b, t, {I}")
