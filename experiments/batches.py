@@ -34,9 +34,11 @@ class DeviceSplit(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`inputs` (B, T, I) float32 in [0, 1], `labels` (B,), `weights` (B,) of 0 or 1.
+    """`inputs` float32 in [0, 1], `labels` (B,), `weights` (B,) of 0 or 1.
 
-    Of a share, B is that of the share, and `rows` (B,) numbers its rows in the batch.
+    The inputs are images (B, rows, columns) at first and sequences (B, T, I) where a
+    model reads them. Of a share, B is that of the share, and `rows` (B,) numbers its
+    rows in the batch.
     """
 
     inputs: jax.Array

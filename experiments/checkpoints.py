@@ -14,7 +14,8 @@ from experiments import processes
 from experiments.data.choose import Choice
 from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
-from experiments.training import EpochProgress, TrainState
+from experiments.train_state import TrainState
+from experiments.training import EpochProgress
 from flax_lstm.checkpoint import (
     CONFIG,
     FORMAT_VERSION,
@@ -159,7 +160,7 @@ class Checkpoints:
             "progress": progress and progress.to_json(),
         }
         items = {
-            PARAMS: ocp.args.StandardSave(state.params),
+            PARAMS: ocp.args.StandardSave(state.tested_params),
             TRAINING: ocp.args.StandardSave(_training_part(state)),
             CONFIG: ocp.args.JsonSave(config),
         }
@@ -203,7 +204,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     **{
-                        PARAMS: target(fresh.params),
+                        PARAMS: target(fresh.tested_params),
                         TRAINING: target(_training_part(fresh)),
                     }
                 ),
@@ -213,12 +214,15 @@ class Checkpoints:
                 f"--workdir: the checkpoint of step {step} can't be restored: {error}"
             ) from error
         training = restored[TRAINING]
+        averaged = fresh.mean_params is not None
         return fresh.replace(
-            params=restored[PARAMS],
+            params=training["params"] if averaged else restored[PARAMS],
+            mean_params=restored[PARAMS] if averaged else None,
             opt_state=training["opt_state"],
             step=training["step"],
             shuffle_key=jax.random.wrap_key_data(training["shuffle_key"]),
             dropout_key=jax.random.wrap_key_data(training["dropout_key"]),
+            warp_key=jax.random.wrap_key_data(training["warp_key"]),
         )
 
     def _require_same_folder(self) -> None:
@@ -233,9 +237,14 @@ class Checkpoints:
 
 def _training_part(state: TrainState) -> dict[str, Any]:
     # Orbax stores arrays, and typed keys are none: their raw words are saved.
+    # The item PARAMS holds what is tested, which is not what is trained where the
+    # parameters are averaged.
+    averaged = state.mean_params is not None
     return {
+        **({"params": state.params} if averaged else {}),
         "opt_state": state.opt_state,
         "step": jax.numpy.asarray(state.step),
         "shuffle_key": jax.random.key_data(state.shuffle_key),
         "dropout_key": jax.random.key_data(state.dropout_key),
+        "warp_key": jax.random.key_data(state.warp_key),
     }

@@ -17,14 +17,19 @@ from experiments.batches import (
     take_share,
 )
 from experiments.devices import ROWS
+from experiments.reading import Reading
 from flax_lstm import SequenceClassifier
 
 _BATCH_SIZE = 500
 
 
-@functools.partial(jax.jit, static_argnames=("model", "white", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "reading", "mesh"))
 def evaluate(
-    model: SequenceClassifier, params: Any, split: DeviceSplit, white: int, mesh: Mesh
+    model: SequenceClassifier,
+    params: Any,
+    split: DeviceSplit,
+    reading: Reading,
+    mesh: Mesh,
 ) -> Totals:
     """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
     examples = len(split.labels)
@@ -37,8 +42,8 @@ def evaluate(
         order = shares(jnp.arange(examples), batch_size, mesh.size)
 
         def body(step, totals):
-            batch = take_share(split, order, step, white)
-            logits = model.apply({"params": params}, batch.inputs)
+            batch = take_share(split, order, step, reading.white)
+            logits = model.apply({"params": params}, reading.of(batch.inputs))
             return add(totals, score(logits, batch))
 
         steps = num_batches(examples, batch_size)

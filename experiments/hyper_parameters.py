@@ -4,35 +4,59 @@ import dataclasses
 from typing import Any
 
 from experiments.data.dataset import Dataset
-from flax_lstm import LSTMClassifier
+from experiments.reading import Reading
+from experiments.recipes import RECIPES, Recipe
+from flax_lstm import CLASSIFIERS, SequenceClassifier
+
+_FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperParameters:
     """The defaults are the study notes' run.
 
-    The number of epochs is not among them: a run with more epochs is the same run,
-    continued.
+    `num_epochs` is None where the step size is constant: such a run with more epochs
+    is the same run, continued.
     """
 
+    recipe: str = "notes"
+    sequence: str = "rows"
+    cell: str = "lstm"
+    pooling: str = "last"
     hidden_size: int = 128
     num_layers: int = 2
     bidirectional: bool = False
     dropout: float = 0.0
     batch_size: int = 100
     learning_rate: float = 1e-3
+    num_epochs: int | None = None
     seed: int = 0
+    validate: bool = False
+
+    @classmethod
+    def of_recipe(cls, name: str, num_epochs: int, **options: Any) -> "HyperParameters":
+        """Options that are None are taken from the recipe called `name`."""
+        recipe = RECIPES[name]
+        for option in _FROM_RECIPE:
+            if options[option] is None:
+                options[option] = getattr(recipe, option)
+        fixed = num_epochs if recipe.one_cycle else None
+        return cls(recipe=name, num_epochs=fixed, **options)
 
     def workdir_name(self, dataset: str) -> str:
         """Folder name that tells runs apart: `mnist-l2-h128-b100-lr0.001-seed0`."""
-        parts = [dataset, f"l{self.num_layers}", f"h{self.hidden_size}"]
+        parts = [dataset]
+        parts += [self.recipe] if self.recipe != "notes" else []
+        parts += [self.sequence] if self.sequence != "rows" else []
+        parts += [self.cell] if self.cell != "lstm" else []
+        parts += [self.pooling] if self.pooling != "last" else []
+        parts += [f"l{self.num_layers}", f"h{self.hidden_size}"]
         parts += ["bidirectional"] if self.bidirectional else []
         parts += [f"dropout{self.dropout:g}"] if self.dropout else []
-        parts += [
-            f"b{self.batch_size}",
-            f"lr{self.learning_rate:g}",
-            f"seed{self.seed}",
-        ]
+        parts += [f"b{self.batch_size}", f"lr{self.learning_rate:g}"]
+        parts += [f"e{self.num_epochs}"] if self.num_epochs else []
+        parts += [f"seed{self.seed}"]
+        parts += ["validate"] if self.validate else []
         return "-".join(parts)
 
     def differences(self, recorded: dict[str, Any]) -> list[str]:
@@ -43,13 +67,24 @@ class HyperParameters:
             if recorded.get(name) != value
         ]
 
-    def model(self, dataset: Dataset) -> LSTMClassifier:
-        return LSTMClassifier(
+    @property
+    def training_recipe(self) -> Recipe:
+        return RECIPES[self.recipe]
+
+    def reading(self, dataset: Dataset) -> Reading:
+        return Reading(dataset.white, self.sequence)
+
+    def model(self, dataset: Dataset) -> SequenceClassifier:
+        _, input_size = self.reading(dataset).shape(*dataset.image_shape)
+        return CLASSIFIERS[self.cell](
             num_classes=dataset.num_classes,
-            input_size=dataset.input_size,
+            input_size=input_size,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
+            pooling=self.pooling,
             batch_first=True,
             dropout=self.dropout,
             bidirectional=self.bidirectional,
+            # Hundreds of steps: memory that grows with their square root.
+            remat=self.sequence != "rows",
         )

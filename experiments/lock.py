@@ -30,6 +30,9 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
             f"--workdir: expected a writable folder, got {workdir} ({error})"
         ) from error
     with file:
+        # The file may be there, and writable, in a folder that is not.
+        if not os.access(workdir, os.W_OK):
+            raise RunError(f"--workdir: expected a writable folder, got {workdir}")
         if not locks:
             yield
             return

@@ -5,9 +5,36 @@ from absl import flags
 from experiments import command_line
 from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
+from experiments.reading import SEQUENCES
+from experiments.recipes import RECIPES
+from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
+_OF_RECIPE = "(default: the recipe's)"
 
+flags.DEFINE_enum(
+    "recipe",
+    _DEFAULTS.recipe,
+    list(RECIPES),
+    "notes: the study notes' own; fast: their accuracy within a few epochs; best: the "
+    "highest.",
+)
+flags.DEFINE_enum(
+    "sequence",
+    _DEFAULTS.sequence,
+    SEQUENCES,
+    "What a step reads: a row, a pixel, or a pixel in a fixed drawn order.",
+)
+flags.DEFINE_enum(
+    "cell", _DEFAULTS.cell, list(CLASSIFIERS), "Of the stack; rnn is the tanh one."
+)
+flags.DEFINE_enum(
+    "pooling",
+    _DEFAULTS.pooling,
+    POOLINGS,
+    "What of the outputs is classified: the last, their mean, or one that the model "
+    "weighs.",
+)
 flags.DEFINE_integer(
     "hidden_size", _DEFAULTS.hidden_size, "Units of a layer.", lower_bound=1
 )
@@ -19,20 +46,21 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_float(
     "dropout",
-    _DEFAULTS.dropout,
-    "Probability that an element of a layer's output (but the last's) is zeroed.",
+    None,
+    "Probability that an element of a layer's output (but the last's) is zeroed "
+    f"{_OF_RECIPE}.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "batch_size", _DEFAULTS.batch_size, "Examples a step.", lower_bound=1
+    "batch_size", None, f"Examples a step {_OF_RECIPE}.", lower_bound=1
 )
-flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's step size.")
-flags.DEFINE_integer("num_epochs", 30, "Epochs in all.", lower_bound=1)
+flags.DEFINE_float("learning_rate", None, f"Adam's (largest) step size {_OF_RECIPE}.")
+flags.DEFINE_integer("num_epochs", None, f"Epochs in all {_OF_RECIPE}.", lower_bound=1)
 flags.DEFINE_integer(
     "seed",
     _DEFAULTS.seed,
-    "Weights, order of the examples and dropout follow from it.",
+    "Weights, order of the examples, and what is random in a step follow from it.",
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
@@ -40,8 +68,13 @@ flags.DEFINE_enum(
     "dataset",
     "auto",
     choose.CHOICES,
-    "mnist: real MNIST, or an error; digits: the embedded 8x8 digits; auto: MNIST "
-    "if it can be had within seconds, else digits, said aloud.",
+    "mnist, fashion_mnist: the real one, or an error; digits: the embedded 8x8 digits; "
+    "auto: MNIST if it can be had within seconds, else digits, said aloud.",
+)
+flags.DEFINE_bool(
+    "validate",
+    _DEFAULTS.validate,
+    "Test on the last sixth of the training examples, and train on the others.",
 )
 flags.DEFINE_string(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
@@ -70,7 +103,7 @@ flags.DEFINE_integer(
 )
 flags.register_validator(
     "learning_rate",
-    lambda value: 0 < value < float("inf"),
+    lambda value: value is None or 0 < value < float("inf"),
     "expected a positive number",
 )
 
@@ -85,8 +118,14 @@ def main() -> None:
         processes.join(
             FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index
         )
+    num_epochs = FLAGS.num_epochs or RECIPES[FLAGS.recipe].num_epochs
     run.train_and_test(
-        HyperParameters(
+        HyperParameters.of_recipe(
+            FLAGS.recipe,
+            num_epochs,
+            sequence=FLAGS.sequence,
+            cell=FLAGS.cell,
+            pooling=FLAGS.pooling,
             hidden_size=FLAGS.hidden_size,
             num_layers=FLAGS.num_layers,
             bidirectional=FLAGS.bidirectional,
@@ -94,8 +133,9 @@ def main() -> None:
             batch_size=FLAGS.batch_size,
             learning_rate=FLAGS.learning_rate,
             seed=FLAGS.seed,
+            validate=FLAGS.validate,
         ),
-        num_epochs=FLAGS.num_epochs,
+        num_epochs=num_epochs,
         dataset=FLAGS.dataset,
         data_dir=FLAGS.data_dir,
         manual_dir=FLAGS.manual_dir,

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
+from experiments.reading import Reading
 from flax_lstm import SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """`image` (T, I) uint8, `logits` and `probabilities` (num_classes,)."""
+    """`image` (rows, columns) uint8, `logits` and `probabilities` (num_classes,)."""
 
     image: np.ndarray
     white: int
@@ -66,14 +67,15 @@ def predict(
     model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
-    white: int,
+    reading: Reading,
     label: int | None = None,
 ) -> Prediction:
-    """The prediction for one (T, I) image in the form of the model's dataset."""
-    logits = model.apply(variables, jnp.asarray(image, jnp.float32)[None] / white)[0]
+    """The prediction for one image in the form of the model's dataset."""
+    ink = jnp.asarray(image, jnp.float32)[None] / reading.white
+    logits = model.apply(variables, reading.of(ink))[0]
     return Prediction(
         image=image,
-        white=white,
+        white=reading.white,
         logits=np.asarray(logits),
         probabilities=np.asarray(jax.nn.softmax(logits)),
         label=label,

@@ -10,6 +10,7 @@ from experiments.data import choose
 from experiments.errors import RunError
 from experiments.images import FORMS, read_digit
 from experiments.prediction import Prediction
+from experiments.reading import Reading
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
@@ -27,6 +28,8 @@ class RestoredClassifier:
     model: SequenceClassifier
     variables: Any
     dataset: str
+    sequence: str
+    validated: bool
     epoch: int
     step: int
 
@@ -40,15 +43,21 @@ class RestoredClassifier:
 
     def predict_image(self, path: str) -> Prediction:
         """Of any PNG or JPEG of one digit."""
+        if self.dataset not in FORMS:
+            raise RunError(
+                f"--image: expected a model of one of {', '.join(FORMS)} in --workdir, "
+                f"got one of {self.dataset}"
+            )
         form = FORMS[self.dataset]
         image = read_digit(path, form)
-        return prediction.predict(self.model, self.variables, image, form.white)
+        reading = Reading(form.white, self.sequence)
+        return prediction.predict(self.model, self.variables, image, reading)
 
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
     ) -> Prediction:
         """Of an example of the dataset that the model was trained on."""
-        data = choose.load(self.dataset, data_dir, manual_dir)
+        data = choose.load(self.dataset, data_dir, manual_dir, validate=self.validated)
         split = data.split(split_name)
         if not 0 <= index < len(split):
             raise RunError(
@@ -59,7 +68,7 @@ class RestoredClassifier:
             self.model,
             self.variables,
             split.images[index],
-            data.white,
+            Reading(data.white, self.sequence),
             int(split.labels[index]),
         )
 
@@ -78,6 +87,8 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
             model=model,
             variables=variables,
             dataset=config["dataset"]["name"],
+            sequence=config["hyper_parameters"]["sequence"],
+            validated=config["hyper_parameters"]["validate"],
             epoch=config["epoch"],
             step=config["step"],
         )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from experiments import checkpoints, metrics, prediction, processes
 from experiments.allocator import keep_freed_memory
-from experiments.batches import DeviceSplit
+from experiments.batches import DeviceSplit, num_batches
 from experiments.data import choose
 from experiments.data.dataset import Dataset, Share
 from experiments.devices import claim_cores, local_row_mesh, replicated, row_mesh
@@ -20,14 +20,14 @@ from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from experiments.processes import say
+from experiments.reading import Reading
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
+from experiments.train_state import TrainState, create_state, optimizer
 from experiments.training import (
     EpochProgress,
     Epochs,
     NotFiniteError,
-    TrainState,
-    create_state,
 )
 
 _RUNS = "runs"
@@ -69,7 +69,9 @@ def train_and_test(
             say(announcement)
         with processes.first_goes_ahead("data"):
             share = Share(jax.process_index(), jax.process_count())
-            data = choose.load(choice.name, data_dir, manual_dir, share)
+            data = choose.load(
+                choice.name, data_dir, manual_dir, share, parameters.validate
+            )
         say(
             f"Dataset: {data.name}, {data.train.total} training and "
             f"{data.test.total} test examples"
@@ -77,8 +79,10 @@ def train_and_test(
         with StopRequest() as stop:
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
         if processes.is_first():
-            whole = choose.load(choice.name, data_dir, manual_dir)
-            _final_test(workdir, whole)
+            whole = choose.load(
+                choice.name, data_dir, manual_dir, validate=parameters.validate
+            )
+            _final_test(workdir, whole, parameters.reading(whole))
         processes.wait_for_all("end")
 
 
@@ -111,9 +115,15 @@ def _train(
     recorded: checkpoints.Recorded | None,
     stop: StopRequest,
 ) -> None:
-    model = parameters.model(data)
+    model, reading = parameters.model(data), parameters.reading(data)
+    recipe = parameters.training_recipe
+    steps = num_epochs * num_batches(data.train.total, parameters.batch_size)
     state = create_state(
-        model, parameters.learning_rate, parameters.seed, data.train.images.shape[1:]
+        model,
+        optimizer(recipe.step_size(parameters.learning_rate, steps), recipe.clip_norm),
+        parameters.seed,
+        reading.shape(*data.image_shape),
+        recipe.average_decay,
     )
     saved = checkpoints.Checkpoints(workdir, choice, parameters)
     try:
@@ -128,7 +138,11 @@ def _train(
         kind = mesh.devices.flat[0].device_kind
         say(f"Devices: {mesh.size} x {kind}")
         epochs = Epochs(
-            DeviceSplit.of(data.train, mesh), parameters.batch_size, data.white, mesh
+            DeviceSplit.of(data.train, mesh),
+            parameters.batch_size,
+            reading,
+            mesh,
+            recipe.warp,
         )
         test = DeviceSplit.of(data.test, mesh)
         for epoch in range(whole + 1, num_epochs + 1):
@@ -137,7 +151,7 @@ def _train(
             if progress.steps < epochs.steps:
                 saved.save(state, model, epoch - 1, progress)
                 raise _stopped(stop, f"{progress.steps} steps into epoch {epoch}")
-            tested = evaluate(model, state.params, test, data.white, mesh).means()
+            tested = evaluate(model, state.tested_params, test, reading, mesh).means()
             if not math.isfinite(tested["loss"]):
                 raise _not_finite(workdir, f"in the test after epoch {epoch}")
             row = _row(epoch, state, progress.means, tested, start)
@@ -215,13 +229,13 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
     )
 
 
-def _final_test(workdir: str, data: Dataset) -> None:
+def _final_test(workdir: str, data: Dataset, reading: Reading) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
     mesh = local_row_mesh(len(data.test))
     params = replicated(classifier.variables["params"], mesh)
     test = DeviceSplit.of(data.test, mesh)
-    totals = evaluate(classifier.model, params, test, data.white, mesh)
+    totals = evaluate(classifier.model, params, test, reading, mesh)
     means = totals.means()
     print(
         f"Final test: loss {means['loss']:.4f}, accuracy {means['accuracy']:.2%} "
@@ -231,7 +245,7 @@ def _final_test(workdir: str, data: Dataset) -> None:
         classifier.model,
         classifier.variables,
         data.test.images[_SHOWN_TEST_INDEX],
-        data.white,
+        reading,
         int(data.test.labels[_SHOWN_TEST_INDEX]),
     )
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")

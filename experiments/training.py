@@ -17,10 +17,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.training import train_state
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.augmentation import Warp, warped
 from experiments.batches import (
     Batch,
     DeviceSplit,
@@ -34,35 +33,10 @@ from experiments.batches import (
 from experiments.devices import ROWS, replicated
 from experiments.dropout import masks_by_row
 from experiments.processes import agree, fetch
-from flax_lstm import SequenceClassifier, scale_by_torch_biases
+from experiments.reading import Reading
+from experiments.train_state import TrainState
 
 _CHUNK_SECONDS = 0.5
-
-
-class TrainState(train_state.TrainState):
-    """Flax's TrainState, and the two keys that everything random follows from."""
-
-    shuffle_key: jax.Array
-    dropout_key: jax.Array
-
-
-def optimizer(learning_rate: float) -> optax.GradientTransformation:
-    """Adam on torch's trajectory: its two biases per gate move twice as far as one."""
-    return optax.chain(optax.adam(learning_rate), scale_by_torch_biases())
-
-
-def create_state(
-    model: SequenceClassifier, learning_rate: float, seed: int, shape: tuple[int, ...]
-) -> TrainState:
-    """A fresh state on one device; `shape` (T, I) of one example."""
-    init_key, shuffle_key, dropout_key = jax.random.split(jax.random.key(seed), 3)
-    return TrainState.create(
-        apply_fn=model.apply,
-        params=model.init(init_key, jnp.zeros((1, *shape)))["params"],
-        tx=optimizer(learning_rate),
-        shuffle_key=shuffle_key,
-        dropout_key=dropout_key,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +84,9 @@ class Epochs(flax.struct.PyTreeNode):
 
     split: DeviceSplit
     batch_size: int = flax.struct.field(pytree_node=False)
-    white: int = flax.struct.field(pytree_node=False)
+    reading: Reading = flax.struct.field(pytree_node=False)
     mesh: Mesh = flax.struct.field(pytree_node=False)
+    warp: Warp | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def steps(self) -> int:
@@ -187,6 +162,13 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
     """
     everywhere, by_device = PartitionSpec(), PartitionSpec(ROWS)
 
+    def inputs_of(share, state):
+        images = share.inputs
+        if epochs.warp is not None:
+            key = jax.random.fold_in(state.warp_key, state.step)
+            images = warped(epochs.warp, key, share.rows, images)
+        return epochs.reading.of(images)
+
     @functools.partial(
         jax.shard_map,
         mesh=epochs.mesh,
@@ -196,7 +178,8 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
     def on_every_device(split, state, sums, order, steps):
         def body(step, carry):
             state, sums, sound = carry
-            share = take_share(split, order, step, epochs.white)
+            share = take_share(split, order, step, epochs.reading.white)
+            share = share._replace(inputs=inputs_of(share, state))
             state, totals = train_step(state, share)
             sums = add(sums, totals)
             return state, sums, sound + jnp.isfinite(sums.loss)

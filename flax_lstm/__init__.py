@@ -1,6 +1,8 @@
 """PyTorch's LSTM, GRU and RNN, point by point, for JAX and Flax Linen."""
 
 from flax_lstm._classifier import (
+    CLASSIFIERS as CLASSIFIERS,
+    POOLINGS as POOLINGS,
     GRUClassifier as GRUClassifier,
     LSTMClassifier as LSTMClassifier,
     RNNClassifier as RNNClassifier,

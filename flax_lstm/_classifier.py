@@ -1,7 +1,7 @@
 """Classifiers: a stack, its outputs brought to one vector, and a dense head."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
 
 POOLINGS = ("last", "mean", "attention")
+"""The ways in which a classifier brings the outputs of all steps to one vector."""
 
 
 class SequenceClassifier(nn.Module, kw_only=True):
@@ -271,7 +272,7 @@ class RNNClassifier(SequenceClassifier):
         return StackedRNN(nonlinearity=self.nonlinearity, **options)
 
 
-CLASSIFIERS: Mapping[str, type[SequenceClassifier]] = {
+CLASSIFIERS: Mapping[str, Callable[..., SequenceClassifier]] = {
     kind.cell: kind for kind in (LSTMClassifier, GRUClassifier, RNNClassifier)
 }
 """The classifiers by the name of their cell."""

@@ -65,7 +65,7 @@ def require_bool(name: str, value: Any) -> None:
 
 def require_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     """`value` is one of the strings in `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 

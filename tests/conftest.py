@@ -3,6 +3,7 @@
 import hypothesis
 import jax
 import pytest
+from kinds import KINDS, Variant
 
 # Before the first array: later, the number of devices cannot change. It is the
 # number of CPU devices only, and does nothing to an accelerator's.
@@ -18,22 +19,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flax_lstm")
 
 
+LSTM_RECURRENCES = {
+    "scan": {"implementation": "scan"},
+    "fused": {"implementation": "fused"},
+    "scan_remat": {"implementation": "scan", "remat": True},
+    "fused_remat": {"implementation": "fused", "remat": True},
+}
+VARIANTS = {name: Variant("lstm", way) for name, way in LSTM_RECURRENCES.items()}
+VARIANTS |= {kind: Variant(kind, {}) for kind in KINDS if kind != "lstm"}
 # Compiling a stretch twice takes its time; the default run has `remat` in the Python
-# loop's examples and in test_fused.
-RECURRENCES = [
-    pytest.param(options, id=name, marks=pytest.mark.slow if "remat" in options else ())
-    for name, options in {
-        "scan": {"implementation": "scan"},
-        "fused": {"implementation": "fused"},
-        "scan_remat": {"implementation": "scan", "remat": True},
-        "fused_remat": {"implementation": "fused", "remat": True},
-    }.items()
-]
+# loop's examples and in test_fused. What the cells differ in, the loop's examples and
+# the parity with torch show; that the transformations leave it alone is slow.
+DEFAULT = ("scan", "fused")
 
 
-@pytest.fixture(params=RECURRENCES)
-def recurrence(request):
-    """Options of `StackedLSTM` for each way to run over time."""
+@pytest.fixture(
+    params=[
+        pytest.param(v, id=name, marks=() if name in DEFAULT else pytest.mark.slow)
+        for name, v in VARIANTS.items()
+    ]
+)
+def variant(request):
+    """Each kind of stack, and each way to run it over time."""
     return request.param
 
 

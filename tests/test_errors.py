@@ -5,14 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_lstm import LSTMClassifier, StackedLSTM
+from flax_lstm import (
+    GRUClassifier,
+    LSTMClassifier,
+    RNNClassifier,
+    StackedGRU,
+    StackedLSTM,
+    StackedRNN,
+)
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 KEY = jax.random.key(0)
 
 
-def stack(**options):
-    return StackedLSTM(**{"input_size": I, "hidden_size": H, **options})
+STACKS = [StackedLSTM, StackedGRU, StackedRNN]
+CLASSIFIERS = [LSTMClassifier, GRUClassifier, RNNClassifier]
+
+
+def stack(kind=StackedLSTM, **options):
+    return kind(**{"input_size": I, "hidden_size": H, **options})
 
 
 OPTIONS = [
@@ -43,15 +54,6 @@ OPTIONS = [
     ("dropout", float("nan"), ValueError, r"dropout: .*in \[0, 1\].*got nan"),
     ("dropout", "a", TypeError, r"dropout: expected a number in \[0, 1\].*got 'a'"),
     ("dropout", True, TypeError, r"dropout: expected a number in \[0, 1\].*got True"),
-    ("proj_size", -1, ValueError, "proj_size: expected zero or a positive .*, got -1"),
-    (
-        "proj_size",
-        1.0,
-        TypeError,
-        r"proj_size: expected zero or a positive .*, got 1\.0",
-    ),
-    ("proj_size", H, ValueError, "proj_size: .*smaller than hidden_size 6, got 6"),
-    ("proj_size", H + 1, ValueError, "proj_size: .*smaller than hidden_size 6, got 7"),
     (
         "dtype",
         jnp.int32,
@@ -69,6 +71,26 @@ OPTIONS = [
     ),
     ("remat", 1, TypeError, "remat: expected True or False, got 1"),
 ]
+LSTM_OPTIONS = [
+    ("proj_size", -1, ValueError, "proj_size: expected zero or a positive .*, got -1"),
+    (
+        "proj_size",
+        1.0,
+        TypeError,
+        r"proj_size: expected zero or a positive .*, got 1\.0",
+    ),
+    ("proj_size", H, ValueError, "proj_size: .*smaller than hidden_size 6, got 6"),
+    ("proj_size", H + 1, ValueError, "proj_size: .*smaller than hidden_size 6, got 7"),
+]
+RNN_OPTIONS = [
+    (
+        "nonlinearity",
+        "sigmoid",
+        ValueError,
+        "nonlinearity: expected one of 'tanh', 'relu', got 'sigmoid'",
+    ),
+    ("nonlinearity", None, ValueError, "nonlinearity: expected one of .*, got None"),
+]
 STACK_OPTIONS = [
     ("forget_bias", "1", TypeError, "forget_bias: expected a finite number, got '1'"),
     (
@@ -81,23 +103,40 @@ STACK_OPTIONS = [
 CLASSIFIER_OPTIONS = [
     ("num_classes", 0, ValueError, "num_classes: expected a positive integer, got 0"),
     ("num_classes", 2.0, TypeError, r"num_classes: expected a positive .*, got 2\.0"),
+    (
+        "pooling",
+        "max",
+        ValueError,
+        "pooling: expected one of 'last', 'mean', 'attention', got 'max'",
+    ),
+    ("pooling", None, ValueError, "pooling: expected one of .*, got None"),
+]
+OPTIONS_BY_KIND = [(kind, *row) for kind in STACKS + CLASSIFIERS for row in OPTIONS]
+OPTIONS_BY_KIND += [(kind, *row) for kind in CLASSIFIERS for row in CLASSIFIER_OPTIONS]
+OPTIONS_BY_KIND += [
+    (kind, *row)
+    for kinds, rows in [
+        ((StackedLSTM, LSTMClassifier), LSTM_OPTIONS),
+        ((StackedLSTM,), STACK_OPTIONS),
+        ((StackedRNN, RNNClassifier), RNN_OPTIONS),
+    ]
+    for kind in kinds
+    for row in rows
 ]
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "error", "message"), OPTIONS + STACK_OPTIONS
+    ("kind", "option", "value", "error", "message"), OPTIONS_BY_KIND
 )
-def test_options_of_the_stack(option, value, error, message):
+def test_options(kind, option, value, error, message):
     with pytest.raises(error, match="^" + message):
-        stack(**{option: value})
+        stack(kind, **{option: value})
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "error", "message"), OPTIONS + CLASSIFIER_OPTIONS
-)
-def test_options_of_the_classifier(option, value, error, message):
-    with pytest.raises(error, match="^" + message):
-        LSTMClassifier(**{"input_size": I, "hidden_size": H, option: value})
+@pytest.mark.parametrize("kind", [StackedGRU, StackedRNN, GRUClassifier, RNNClassifier])
+def test_only_the_lstm_has_a_projection(kind):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'proj_size'"):
+        stack(kind, proj_size=2)
 
 
 def test_forget_bias_without_a_bias():
@@ -322,10 +361,28 @@ CALLS = [
 ]
 
 
+# Of the stacks whose state is an array. What is no state's is common to all stacks.
+HIDDEN_STATE_CALLS = [
+    # hx, error, message
+    (CUT, ValueError, r"h_0: expected shape \(1, 3, 6\), got \(1, 2, 6\)"),
+    ((S, S), TypeError, "hx: expected an array h_0, got a tuple"),
+    ([S], TypeError, "hx: expected an array h_0, got a list"),
+    ({"h": S}, TypeError, "h_0: expected an array of floating.*, got a dict"),
+    (S > 0, TypeError, "h_0: expected a floating-point dtype, got bool"),
+]
+
+
 @pytest.mark.parametrize(("options", "input", "arguments", "error", "message"), CALLS)
 def test_arguments_of_a_call(options, input, arguments, error, message):
     with pytest.raises(error, match="^" + message):
         stack(**options).init(KEY, input, **arguments)
+
+
+@pytest.mark.parametrize("kind", [StackedGRU, StackedRNN])
+@pytest.mark.parametrize(("hx", "error", "message"), HIDDEN_STATE_CALLS)
+def test_states_of_a_call_of_the_others(kind, hx, error, message):
+    with pytest.raises(error, match="^" + message):
+        stack(kind).init(KEY, X, hx)
 
 
 CLASSIFIER_CALLS = [
@@ -336,8 +393,9 @@ CLASSIFIER_CALLS = [
 
 
 @pytest.mark.parametrize(("input", "arguments", "error", "message"), CLASSIFIER_CALLS)
-def test_arguments_of_a_call_of_the_classifier(input, arguments, error, message):
-    model = LSTMClassifier(input_size=I, hidden_size=H)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_arguments_of_a_call_of_the_classifier(kind, input, arguments, error, message):
+    model = stack(kind)
     with pytest.raises(error, match="^" + message):
         model.init(KEY, input, **arguments)
 

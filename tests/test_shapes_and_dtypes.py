@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from kinds import KINDS
 
-from flax_lstm import LSTMClassifier, StackedLSTM
+from flax_lstm import GRUClassifier, LSTMClassifier, RNNClassifier, StackedLSTM
 
 T, B, I, H, P = 5, 3, 4, 6, 2  # noqa: E741
 KEY = jax.random.key(0)
 
 
-def shapes_of(lstm, *args, **kwargs):
-    """(output, h_n, c_n) without computing them."""
-    variables = jax.eval_shape(lstm.init, KEY, *args, **kwargs)
-    output, (h_n, c_n) = jax.eval_shape(lstm.apply, variables, *args, **kwargs)
-    return output, h_n, c_n
+def shapes_of(stack, *args, **kwargs):
+    """[output, h_n], and c_n if there is one, without computing them."""
+    variables = jax.eval_shape(stack.init, KEY, *args, **kwargs)
+    return jax.tree.leaves(jax.eval_shape(stack.apply, variables, *args, **kwargs))
 
 
-# From the table of torch.nn.LSTM's documentation; L is 2.
+# From the tables of torch.nn.LSTM's, GRU's and RNN's documentation; L is 2. Of the
+# others only an LSTM has c_n and a projection.
 SHAPES = [
     # options, input, output, h_n, c_n
     ({}, (T, B, I), (T, B, H), (2, B, H), (2, B, H)),
@@ -43,10 +44,18 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "input", "output", "h_n", "c_n"), SHAPES)
-def test_shapes(options, input, output, h_n, c_n):
-    lstm = StackedLSTM(I, H, 2, **options)
-    chex.assert_shape(shapes_of(lstm, jnp.zeros(input)), [output, h_n, c_n])
+SHAPES_BY_KIND = [
+    (kind, options, input, expected[: 1 + len(KINDS[kind].state_names)])
+    for kind in KINDS
+    for options, input, *expected in SHAPES
+    if kind == "lstm" or "proj_size" not in options
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "input", "expected"), SHAPES_BY_KIND)
+def test_shapes(kind, options, input, expected):
+    stack = KINDS[kind].build(I, H, 2, **options)
+    chex.assert_shape(shapes_of(stack, jnp.zeros(input)), expected)
 
 
 def test_batch_first_never_moves_the_axes_of_a_given_state():
@@ -74,7 +83,7 @@ def test_classifier_shapes(options, input, logits):
 GATES = "ifgo"
 
 
-def cell_shapes(prefix, input_size, width, bias=True, projection=False):
+def lstm_shapes(prefix, input_size, width=H, bias=True, projection=False):
     shapes = {f"{prefix}/i{g}/kernel": (input_size, H) for g in GATES}
     shapes |= {f"{prefix}/h{g}/kernel": (width, H) for g in GATES}
     shapes |= {f"{prefix}/h{g}/bias": (H,) for g in GATES} if bias else {}
@@ -82,43 +91,103 @@ def cell_shapes(prefix, input_size, width, bias=True, projection=False):
     return shapes
 
 
+def gru_shapes(prefix, input_size, bias=True):
+    shapes = {f"{prefix}/i{g}/kernel": (input_size, H) for g in "rzn"}
+    shapes |= {f"{prefix}/h{g}/kernel": (H, H) for g in "rzn"}
+    biases = {f"{prefix}/{name}/bias": (H,) for name in ("ir", "iz", "in", "hn")}
+    return shapes | (biases if bias else {})
+
+
+def rnn_shapes(prefix, input_size, bias=True):
+    shapes = {f"{prefix}/i/kernel": (input_size, H), f"{prefix}/h/kernel": (H, H)}
+    return shapes | ({f"{prefix}/i/bias": (H,)} if bias else {})
+
+
 PARAMETER_TREES = [
-    ({}, cell_shapes("layer_0", I, H)),
-    ({"bias": False}, cell_shapes("layer_0", I, H, bias=False)),
     (
-        {"num_layers": 2},
-        cell_shapes("layer_0", I, H) | cell_shapes("layer_1", H, H),
-    ),
-    (
+        "lstm",
         {"num_layers": 2, "bidirectional": True, "proj_size": P},
-        cell_shapes("layer_0", I, P, projection=True)
-        | cell_shapes("layer_0_reverse", I, P, projection=True)
-        | cell_shapes("layer_1", 2 * P, P, projection=True)
-        | cell_shapes("layer_1_reverse", 2 * P, P, projection=True),
+        lstm_shapes("layer_0", I, P, projection=True)
+        | lstm_shapes("layer_0_reverse", I, P, projection=True)
+        | lstm_shapes("layer_1", 2 * P, P, projection=True)
+        | lstm_shapes("layer_1_reverse", 2 * P, P, projection=True),
     ),
 ]
+for kind, cell_shapes in [
+    ("lstm", lstm_shapes),
+    ("gru", gru_shapes),
+    ("rnn_tanh", rnn_shapes),
+    ("rnn_relu", rnn_shapes),
+]:
+    PARAMETER_TREES += [
+        (kind, {}, cell_shapes("layer_0", I)),
+        (kind, {"bias": False}, cell_shapes("layer_0", I, bias=False)),
+        (
+            kind,
+            {"num_layers": 2, "bidirectional": True},
+            cell_shapes("layer_0", I)
+            | cell_shapes("layer_0_reverse", I)
+            | cell_shapes("layer_1", 2 * H)
+            | cell_shapes("layer_1_reverse", 2 * H),
+        ),
+    ]
 
 
-@pytest.mark.parametrize(("options", "expected"), PARAMETER_TREES)
-def test_parameter_names_and_shapes(options, expected):
-    lstm = StackedLSTM(I, H, **options)
-    variables = jax.eval_shape(lstm.init, KEY, jnp.zeros((T, B, I)))
+@pytest.mark.parametrize(("kind", "options", "expected"), PARAMETER_TREES)
+def test_parameter_names_and_shapes(kind, options, expected):
+    stack = KINDS[kind].build(I, H, **options)
+    variables = jax.eval_shape(stack.init, KEY, jnp.zeros((T, B, I)))
     assert set(variables) == {"params"}
     flat = flatten_dict(variables["params"], sep="/")
     assert {name: leaf.shape for name, leaf in flat.items()} == expected
 
 
-def test_classifier_parameters_are_the_stack_and_a_head():
-    model = LSTMClassifier(num_classes=3, input_size=I, hidden_size=H, num_layers=1)
+HEAD = {"head/kernel": (H, 3), "head/bias": (3,)}
+ATTENTION = {
+    "attention/projection/kernel": (H, H),
+    "attention/projection/bias": (H,),
+    "attention/query/kernel": (H, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("classifier", "options", "expected"),
+    [
+        (LSTMClassifier, {}, lstm_shapes("lstm/layer_0", I)),
+        (GRUClassifier, {"pooling": "mean"}, gru_shapes("gru/layer_0", I)),
+        (
+            RNNClassifier,
+            {"pooling": "attention"},
+            rnn_shapes("rnn/layer_0", I) | ATTENTION,
+        ),
+    ],
+)
+def test_classifier_parameters_are_the_stack_the_pooling_and_a_head(
+    classifier, options, expected
+):
+    model = classifier(3, input_size=I, hidden_size=H, num_layers=1, **options)
     params = jax.eval_shape(model.init, KEY, jnp.zeros((B, T, I)))["params"]
     flat = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
-    head = {"head/kernel": (H, 3), "head/bias": (3,)}
-    assert flat == cell_shapes("lstm/layer_0", I, H) | head
+    assert flat == expected | HEAD
 
 
+FLAX_CELLS = {
+    "lstm": (nn.OptimizedLSTMCell, {}),
+    "gru": (nn.GRUCell, {}),
+    "rnn_tanh": (nn.SimpleCell, {}),
+    "rnn_relu": (nn.SimpleCell, {"activation_fn": nn.relu}),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["lstm", "gru"]
+    + [pytest.param(k, marks=pytest.mark.slow) for k in ("rnn_tanh", "rnn_relu")],
+)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(bidirectional):
-    """Two layers of `nn.RNN(nn.OptimizedLSTMCell)`, stacked by hand."""
+def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(kind, bidirectional):
+    """Two layers of `nn.RNN` over Flax's cell, stacked by hand."""
+    flax_cell, options = FLAX_CELLS[kind]
     x = jax.random.normal(KEY, (T, B, I))
     y, params = x, {}
     for layer in range(2):
@@ -126,7 +195,7 @@ def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(bidirectional):
         for suffix in ("", "_reverse") if bidirectional else ("",):
             name = f"layer_{layer}{suffix}"
             rnn = nn.RNN(
-                nn.OptimizedLSTMCell(H, bias_init=nn.initializers.normal()),
+                flax_cell(H, bias_init=nn.initializers.normal(), **options),
                 time_major=True,
                 reverse=bool(suffix),
                 keep_order=True,
@@ -136,9 +205,9 @@ def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(bidirectional):
             outputs.append(rnn.apply(variables, y))
         y = jnp.concatenate(outputs, axis=-1)
 
-    lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional)
-    output, _ = lstm.apply({"params": params}, x)
-    # Flax concatenates the gates' kernels, so the sums of a product may be ordered
+    stack = KINDS[kind].build(I, H, 2, bidirectional=bidirectional)
+    output, _ = stack.apply({"params": params}, x)
+    # Flax concatenates an LSTM's kernels, so the sums of a product may be ordered
     # otherwise: a few roundings of float32 at values below 1.
     np.testing.assert_allclose(output, y, rtol=0, atol=1e-6)
 
@@ -168,19 +237,40 @@ def test_dtypes_of_results(dtype, param_dtype, of_input, expected, proj_size):
     assert tuple(leaf.dtype for leaf in results) == expected
 
 
+@pytest.mark.parametrize(("dtype", "param_dtype", "of_input", "expected"), DTYPES)
+@pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
+def test_dtypes_of_results_without_a_cell_state(
+    kind, dtype, param_dtype, of_input, expected
+):
+    stack = KINDS[kind].build(I, H, 2, dtype=dtype, param_dtype=param_dtype)
+    results = shapes_of(stack, jnp.zeros((T, B, I), of_input))
+    assert tuple(leaf.dtype for leaf in results) == expected[:2]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_dtype_of_the_logits_is_that_of_the_computation(pooling):
+    model = GRUClassifier(pooling=pooling, bidirectional=True, dtype=BF16)
+    logits, _ = jax.eval_shape(model.init_with_output, KEY, jnp.zeros((B, T, 28)))
+    assert logits.dtype == BF16
+
+
 @pytest.mark.parametrize("param_dtype", [F32, BF16])
-def test_dtype_of_parameters(param_dtype):
-    model = LSTMClassifier(input_size=I, hidden_size=H, param_dtype=param_dtype)
+@pytest.mark.parametrize("classifier", [LSTMClassifier, GRUClassifier, RNNClassifier])
+def test_dtype_of_parameters(classifier, param_dtype):
+    model = classifier(
+        input_size=I, hidden_size=H, param_dtype=param_dtype, pooling="attention"
+    )
     variables = jax.eval_shape(model.init, KEY, jnp.zeros((B, T, I)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
         jnp.dtype(param_dtype)
     }
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("param_dtype", ["float32", "float64"])
-def test_float64_input_is_computed_in_float64(param_dtype, x64):
-    lstm = StackedLSTM(I, H, param_dtype=param_dtype)
-    results = shapes_of(lstm, np.zeros((T, B, I)))
+def test_float64_input_is_computed_in_float64(param_dtype, kind, x64):
+    stack = KINDS[kind].build(I, H, param_dtype=param_dtype)
+    results = shapes_of(stack, np.zeros((T, B, I)))
     assert {leaf.dtype for leaf in results} == {jnp.dtype("float64")}
 
 
@@ -192,23 +282,26 @@ def test_hidden_state_takes_part_in_promotion_and_cell_state_does_not():
     assert shapes_of(lstm, x, (h_0.astype(F32), c_0))[0].dtype == F32
 
 
-def test_returned_states_continue_a_bfloat16_run_without_loss():
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_returned_states_continue_a_bfloat16_run_without_loss(kind):
     """c_n is float32, and goes back in as such: two chunks are the whole, exactly."""
-    lstm = StackedLSTM(I, H, 2, dtype=BF16)
+    stack = KINDS[kind].build(I, H, 2, dtype=BF16)
     x = jax.random.normal(KEY, (T, B, I))
-    variables = lstm.init(KEY, x)
-    whole, state_of_whole = lstm.apply(variables, x)
-    first, state = lstm.apply(variables, x[:2])
-    second, state = lstm.apply(variables, x[2:], state)
+    variables = stack.init(KEY, x)
+    whole, state_of_whole = stack.apply(variables, x)
+    first, state = stack.apply(variables, x[:2])
+    second, state = stack.apply(variables, x[2:], state)
     np.testing.assert_array_equal(jnp.concatenate([first, second]), whole)
     jax.tree.map(np.testing.assert_array_equal, state, state_of_whole)
 
 
-def test_bfloat16_stays_near_float32():
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_near_float32(kind):
     x = jax.random.normal(KEY, (T, B, I))
-    variables = StackedLSTM(I, H, 2).init(KEY, x)
-    expected, _ = StackedLSTM(I, H, 2).apply(variables, x)
-    output, _ = StackedLSTM(I, H, 2, dtype=BF16).apply(variables, x)
+    build = KINDS[kind].build
+    variables = build(I, H, 2).init(KEY, x)
+    expected, _ = build(I, H, 2).apply(variables, x)
+    output, _ = build(I, H, 2, dtype=BF16).apply(variables, x)
     # bfloat16 rounds at 2**-8 of values below 1; some of them add up over the steps.
     np.testing.assert_allclose(output.astype(F32), expected, rtol=0, atol=2**-5)
 
@@ -221,10 +314,10 @@ def test_input_that_is_not_floating_is_refused(dtype):
         StackedLSTM(I, H).init(KEY, jnp.zeros((T, B, I), dtype))
 
 
-def drawn(size=64, **options):
+def drawn(size=64, kind="lstm", **options):
     """Leaves of a one-layer stack of a size that makes statistics steady."""
-    lstm = StackedLSTM(size, size, **options)
-    return flatten_dict(lstm.init(KEY, jnp.zeros((1, 1, size)))["params"], sep="/")
+    stack = KINDS[kind].build(size, size, **options)
+    return flatten_dict(stack.init(KEY, jnp.zeros((1, 1, size)))["params"], sep="/")
 
 
 def assert_uniform(values, bound):
@@ -238,10 +331,20 @@ def assert_uniform(values, bound):
     assert values.std() == pytest.approx(sigma, rel=0.03)
 
 
-@pytest.mark.parametrize("kind", ["i", "h"])
-def test_kernels_are_drawn_from_torchs_range(kind):
-    flat = drawn()
-    assert_uniform([flat[f"layer_0/{kind}{g}/kernel"] for g in GATES], 1 / np.sqrt(64))
+KERNELS = [
+    ("lstm", ["ii", "if", "ig", "io"]),
+    ("lstm", ["hi", "hf", "hg", "ho"]),
+    ("gru", ["ir", "iz", "in"]),
+    ("gru", ["hr", "hz", "hn"]),
+    ("rnn_tanh", ["i"]),
+    ("rnn_tanh", ["h"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "names"), KERNELS)
+def test_kernels_are_drawn_from_torchs_range(kind, names):
+    flat = drawn(kind=kind)
+    assert_uniform([flat[f"layer_0/{name}/kernel"] for name in names], 1 / np.sqrt(64))
 
 
 def test_the_projection_is_drawn_from_torchs_range():
@@ -255,40 +358,67 @@ def test_the_ranges_bound_is_that_of_the_hidden_size_not_of_the_input():
     assert 0.09 < largest <= 0.1
 
 
-def test_biases_are_drawn_as_the_sum_of_torchs_two():
-    size = 256
-    flat = drawn(size)
-    biases = np.concatenate([flat[f"layer_0/h{g}/bias"] for g in GATES])
+SUMMED = [
+    ("lstm", ["hi", "hf", "hg", "ho"]),
+    ("gru", ["ir", "iz"]),
+    ("rnn_tanh", ["i"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "names"), SUMMED)
+def test_biases_are_drawn_as_the_sum_of_torchs_two(kind, names):
+    size = 1024
+    flat = drawn(size, kind)
+    biases = np.concatenate([flat[f"layer_0/{name}/bias"] for name in names])
     bound = 1 / np.sqrt(size)
     assert bound < np.abs(biases).max() <= 2 * bound
     sigma = np.sqrt(2 / (3 * size))  # Each of the two has variance bound² / 3.
-    # Five standard errors of 1024 values, for the mean and for the deviation
+    # Five standard errors of 1024 values or more, for the mean and for the deviation
     # (sigma·√((κ-1)/4n) with the triangle's κ = 2.4, so 1.9 %).
     assert abs(biases.mean()) < 5 * sigma / np.sqrt(biases.size)
     assert biases.std() == pytest.approx(sigma, rel=5 * 0.019)
 
 
-def test_no_two_leaves_are_drawn_alike():
-    flat = drawn(8)
+def test_the_biases_of_n_are_drawn_as_torchs():
+    size = 1024
+    flat = drawn(size, "gru")
+    assert_uniform([flat[f"layer_0/{n}/bias"] for n in ("in", "hn")], 1 / np.sqrt(size))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_no_two_leaves_are_drawn_alike(kind):
+    flat = drawn(8, kind)
     leaves = [np.ravel(leaf)[0].item() for leaf in flat.values()]
     assert len(set(leaves)) == len(leaves)
 
 
-REPLACEMENTS = {
-    "kernel_init": [f"layer_0/i{g}/kernel" for g in GATES],
-    "recurrent_kernel_init": [f"layer_0/h{g}/kernel" for g in GATES]
-    + ["layer_0/hr/kernel"],  # Its own initializer, if none is given, is this one.
-    "bias_init": [f"layer_0/h{g}/bias" for g in GATES],
-    "projection_kernel_init": ["layer_0/hr/kernel"],
-}
+# A projection's own initializer, if none is given, is the recurrent kernels'.
+REPLACEMENTS = [
+    ("lstm", "kernel_init", ["ii/kernel", "if/kernel", "ig/kernel", "io/kernel"]),
+    (
+        "lstm",
+        "recurrent_kernel_init",
+        ["hi/kernel", "hf/kernel", "hg/kernel", "ho/kernel", "hr/kernel"],
+    ),
+    ("lstm", "bias_init", ["hi/bias", "hf/bias", "hg/bias", "ho/bias"]),
+    ("lstm", "projection_kernel_init", ["hr/kernel"]),
+    ("gru", "kernel_init", ["ir/kernel", "iz/kernel", "in/kernel"]),
+    ("gru", "recurrent_kernel_init", ["hr/kernel", "hz/kernel", "hn/kernel"]),
+    ("gru", "bias_init", ["ir/bias", "iz/bias", "in/bias", "hn/bias"]),
+    ("rnn_tanh", "kernel_init", ["i/kernel"]),
+    ("rnn_tanh", "recurrent_kernel_init", ["h/kernel"]),
+    ("rnn_tanh", "bias_init", ["i/bias"]),
+]
 
 
-@pytest.mark.parametrize(("option", "leaves"), REPLACEMENTS.items(), ids=REPLACEMENTS)
-def test_an_initializer_replaces_its_own_leaves_only(option, leaves):
-    flat = drawn(8, proj_size=3, **{option: nn.initializers.constant(7.0)})
-    assert sorted(n for n, leaf in flat.items() if (leaf == 7.0).all()) == sorted(
-        leaves
-    )
+@pytest.mark.parametrize(("kind", "option", "leaves"), REPLACEMENTS)
+def test_an_initializer_replaces_its_own_leaves_only(kind, option, leaves):
+    options = {option: nn.initializers.constant(7.0)}
+    if kind == "lstm":
+        options["proj_size"] = 3
+    flat = drawn(8, kind, **options)
+    replaced = {name for name, leaf in flat.items() if (leaf == 7.0).all()}
+    assert replaced == {f"layer_0/{leaf}" for leaf in leaves}
 
 
 def test_forget_bias_is_added_to_the_forget_gates_bias_only():

@@ -6,30 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from kinds import KINDS, unpacked
 
-from flax_lstm import StackedLSTM, params_from_torch
+from flax_lstm import params_from_torch
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 
 # Of torch's options; out of its ranges too.
-OPTIONS = st.fixed_dictionaries(
-    {
-        "input_size": st.integers(1, 4),
-        "hidden_size": st.integers(0, 5),
-        "num_layers": st.integers(0, 3),
-        "bias": st.booleans(),
-        "batch_first": st.booleans(),
-        "dropout": st.sampled_from([0.0, 0.0, 0.0, 1.5, -0.1]),
-        "bidirectional": st.booleans(),
-        "proj_size": st.sampled_from([0, 0, 1, 2, 5]),
-    }
-)
+OPTIONS = {
+    "input_size": st.integers(1, 4),
+    "hidden_size": st.integers(0, 5),
+    "num_layers": st.integers(0, 3),
+    "bias": st.booleans(),
+    "batch_first": st.booleans(),
+    "dropout": st.sampled_from([0.0, 0.0, 0.0, 1.5, -0.1]),
+    "bidirectional": st.booleans(),
+}
+OF_LSTM = {"proj_size": st.sampled_from([0, 0, 1, 2, 5])}
 
 
 @st.composite
-def runs(draw):
-    """Options, an input that mostly fits them, and lengths or none."""
-    options = draw(OPTIONS)
+def runs(draw, kinds):
+    """A kind, options, an input that mostly fits them, and lengths or none."""
+    kind = draw(st.sampled_from(kinds))
+    of_kind = OF_LSTM if kind == "lstm" else {}
+    options = draw(st.fixed_dictionaries(OPTIONS | of_kind))
     features = draw(st.sampled_from([options["input_size"]] * 5 + [5]))
     steps, batch = draw(st.integers(0, 5)), draw(st.integers(1, 4))
     leading = (batch, steps) if options["batch_first"] else (steps, batch)
@@ -41,69 +42,79 @@ def runs(draw):
         lengths = draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
         # torch needs one row that is as long as the input to give that length back.
         lengths[0] = steps
-    return options, x, lengths
+    return kind, options, x, lengths
 
 
-def torchs(options, x, lengths):
+def torchs(kind, options, x, lengths):
     """Weights, output and states; None if torch refuses."""
     try:
-        lstm = torch.nn.LSTM(**options).double()
+        model = KINDS[kind].build_in_torch(torch, **options).double()
         x = torch.from_numpy(x)
         if lengths is None:
-            output, states = lstm(x)
+            output, state = model(x)
         else:
             batch_first = options["batch_first"]
             packed = torch.nn.utils.rnn.pack_padded_sequence(
                 x, lengths, batch_first, enforce_sorted=False
             )
-            output, states = lstm(packed)
+            output, state = model(packed)
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, batch_first)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError):
         return None
-    return lstm.state_dict(), [a.detach().numpy() for a in (output, *states)]
+    results = output, *unpacked(state)
+    return model.state_dict(), [a.detach().numpy() for a in results]
 
 
-def ours(options, x, lengths, weights, implementation):
+def ours(kind, options, x, lengths, weights, implementation):
     """Output and states; None if we refuse."""
     seq_lengths = None if lengths is None else jnp.asarray(lengths)
     try:
-        lstm = StackedLSTM(
+        stack = KINDS[kind].build(
             **options, implementation=implementation, param_dtype=jnp.float64
         )
         if weights is None:
-            weights = lstm.init(jax.random.key(0), x)
+            weights = stack.init(jax.random.key(0), x)
             params = weights["params"]
         else:
             params = params_from_torch(weights)
-        output, states = lstm.apply({"params": params}, x, seq_lengths=seq_lengths)
+        output, state = stack.apply({"params": params}, x, seq_lengths=seq_lengths)
     except (ValueError, TypeError):
         return None
-    return [output, *states]
+    return [output, *unpacked(state)]
 
 
 def check(run, implementation):
-    options, x, lengths = run
     expected = torchs(*run)
     weights = None if expected is None else expected[0]
     with jax.enable_x64(True):
-        got = ours(options, x, lengths, weights, implementation)
+        got = ours(*run, weights, implementation)
         assert (got is None) == (expected is None), run
         if expected is not None:
             for a, b in zip(got, expected[1], strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
+OTHERS = sorted(set(KINDS) - {"lstm"})
+
+
 @pytest.mark.filterwarnings("ignore:.*dropout")
-@pytest.mark.parametrize("implementation", ["scan", "fused"])
-@given(runs())
+@pytest.mark.parametrize(
+    ("kinds", "implementation"),
+    [
+        pytest.param(["lstm"], "scan", id="lstm-scan"),
+        pytest.param(["lstm"], "fused", id="lstm-fused"),
+        pytest.param(OTHERS, "scan", id="gru_or_rnn", marks=pytest.mark.slow),
+    ],
+)
+@given(data=st.data())
 @settings(max_examples=30)
-def test_same_result_or_both_refuse(implementation, run):
-    check(run, implementation)
+def test_same_result_or_both_refuse(kinds, implementation, data):
+    check(data.draw(runs(kinds)), implementation)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*dropout")
-@given(runs())
+@given(runs(["lstm"]))
 @settings(max_examples=400)
 def test_same_result_or_both_refuse_many_times(run):
     check(run, "fused")

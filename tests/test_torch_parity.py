@@ -1,7 +1,8 @@
-"""`StackedLSTM` against torch.nn.LSTM: outputs, states and every gradient.
+"""The stacks against torch's LSTM, GRU and RNN: outputs, states, every gradient.
 
 The full product of the options is what CI runs (`-m ''`). The default run takes
-of it a set in which every three options stand together at least once.
+of it a set in which every three options of the LSTM, and every two of the other
+cells, stand together at least once.
 """
 
 import itertools
@@ -11,14 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_lstm
+import numpy_stack
 import pytest
+from kinds import KINDS, packed, unpacked
 
-from flax_lstm import StackedLSTM, params_from_torch
+from flax_lstm import params_from_torch
 
 torch = pytest.importorskip("torch", reason="torch is the oracle of this module")
-
-IMPLEMENTATIONS = sorted(set(StackedLSTM.implementations) - {"auto"})  # One of them.
 
 T, B, I, H = 5, 3, 4, 5  # noqa: E741
 LENGTHS = np.array([3, 1, 5])  # Not sorted; one row is full, one is a single step.
@@ -37,6 +37,7 @@ COMPILER_OPTIONS = {
 
 
 class Case(NamedTuple):
+    kind: str
     implementation: str
     dtype: str
     layers: int
@@ -57,27 +58,51 @@ class Case(NamedTuple):
             self.state,
             self.feed,
         ]
-        return "-".join([self.implementation, self.dtype, *flags])
+        return "-".join([self.kind, self.implementation, self.dtype, *flags])
 
     @property
     def rows(self):
         return self.layers * (2 if self.bidirectional else 1)
 
+    @property
+    def options(self):
+        options = {
+            "bias": self.bias,
+            "batch_first": self.batch_first,
+            "bidirectional": self.bidirectional,
+        }
+        # Only the LSTM has the option.
+        return options | ({"proj_size": self.proj_size} if self.proj_size else {})
 
-CASES = [
-    Case(*values)
-    for values in itertools.product(
-        IMPLEMENTATIONS,
-        TOLERANCES,
-        (1, 2, 3),
-        (True, False),
-        (False, True),
-        (False, True),
-        (0, 3),
-        ("zero_state", "given_state"),
-        ("whole", "lengths", "unbatched"),
-    )
-]
+    @property
+    def initial_states(self):
+        return [f"{name}_0" for name in KINDS[self.kind].state_names]
+
+    @property
+    def final_states(self):
+        return [f"{name}_n" for name in KINDS[self.kind].state_names]
+
+
+def cases(kinds, proj_sizes):
+    return [
+        Case(kind, implementation, *values)
+        for kind in kinds
+        for implementation in KINDS[kind].implementations
+        for values in itertools.product(
+            TOLERANCES,
+            (1, 2, 3),
+            (True, False),
+            (False, True),
+            (False, True),
+            proj_sizes,
+            ("zero_state", "given_state"),
+            ("whole", "lengths", "unbatched"),
+        )
+    ]
+
+
+LSTM_CASES = cases(["lstm"], proj_sizes=(0, 3))
+OTHER_CASES = cases(sorted(set(KINDS) - {"lstm"}), proj_sizes=(0,))
 
 
 def covering(cases, strength):
@@ -92,10 +117,11 @@ def covering(cases, strength):
     return set(chosen)
 
 
-FAST = covering(CASES, 3)
+FAST_LSTM, FAST_OTHERS = covering(LSTM_CASES, 3), covering(OTHER_CASES, 2)
+FAST = FAST_LSTM | FAST_OTHERS
 PARAMETERS = [
     pytest.param(c, id=str(c), marks=() if c in FAST else pytest.mark.slow)
-    for c in CASES
+    for c in LSTM_CASES + OTHER_CASES
 ]
 
 
@@ -130,57 +156,63 @@ def run_torch(case, model, data):
     """Results and gradients by name; parameters' as a Flax tree."""
     given = case.state == "given_state"
     tensors = {k: torch.from_numpy(v) for k, v in data.items()}
-    for name in ("input", "h_0", "c_0"):
+    for name in ("input", *case.initial_states):
         tensors[name].requires_grad_()
     fed = tensors["input"]
     if case.feed == "lengths":
         fed = torch.nn.utils.rnn.pack_padded_sequence(
             fed, torch.from_numpy(LENGTHS), case.batch_first, enforce_sorted=False
         )
-    output, (h_n, c_n) = model(fed, (tensors["h_0"], tensors["c_0"]) if given else None)
+    hx = packed([tensors[name] for name in case.initial_states]) if given else None
+    output, state = model(fed, hx)
     if case.feed == "lengths":
         output, _ = torch.nn.utils.rnn.pad_packed_sequence(
             output, case.batch_first, total_length=T
         )
-    results = {"output": output, "h_n": h_n, "c_n": c_n}
+    results = named(case, output, state)
     sum((tensors[f"of_{k}"] * v).sum() for k, v in results.items()).backward()
 
     weights = {k: p.grad for k, p in model.named_parameters()}
-    # Our one bias gets the gradient that each of torch's two gets, not their sum.
+    # Our one bias gets the gradient that each of torch's two gets, not their sum. The
+    # last H rows of a GRU are the gate n, which has both biases here, too.
+    summed = slice(2 * H if case.kind == "gru" else None)
     for name in weights:
         if name.startswith("bias_hh"):
-            weights[name] = torch.zeros_like(weights[name])
+            weights[name][summed] = 0
     gradients = {"input": tensors["input"].grad, "params": params_from_torch(weights)}
     if given:
-        gradients |= {name: tensors[name].grad for name in ("h_0", "c_0")}
+        gradients |= {name: tensors[name].grad for name in case.initial_states}
     return {k: v.detach() for k, v in results.items()}, gradients
 
 
+def named(case, output, state):
+    return {"output": output} | dict(
+        zip(case.final_states, unpacked(state), strict=True)
+    )
+
+
 def run_flax(case, params, data):
-    lstm = StackedLSTM(
+    stack = KINDS[case.kind].build(
         I,
         H,
         case.layers,
-        bias=case.bias,
-        batch_first=case.batch_first,
-        bidirectional=case.bidirectional,
-        proj_size=case.proj_size,
+        **case.options,
         param_dtype=case.dtype,
         implementation=case.implementation,
     )
+    given = case.initial_states if case.state == "given_state" else []
     lengths = LENGTHS if case.feed == "lengths" else None
 
     def loss(arguments):
-        hx = (arguments["h_0"], arguments["c_0"]) if "h_0" in arguments else None
-        output, (h_n, c_n) = lstm.apply(
+        hx = packed([arguments[name] for name in given]) if given else None
+        output, state = stack.apply(
             {"params": arguments["params"]}, arguments["input"], hx, seq_lengths=lengths
         )
-        results = {"output": output, "h_n": h_n, "c_n": c_n}
+        results = named(case, output, state)
         return sum((data[f"of_{k}"] * v).sum() for k, v in results.items()), results
 
     arguments = {"input": data["input"], "params": params}
-    if case.state == "given_state":
-        arguments |= {"h_0": data["h_0"], "c_0": data["c_0"]}
+    arguments |= {name: data[name] for name in given}
     options = COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     (_, results), gradients = jax.jit(value_and_grad, compiler_options=options)(
@@ -206,25 +238,25 @@ def assert_close(got, expected, tolerance):
     jax.tree_util.tree_map_with_path(check, got, expected)
 
 
-def test_the_default_run_has_every_three_options_together():
+@pytest.mark.parametrize(
+    ("fast", "all_cases", "strength"),
+    [(FAST_LSTM, LSTM_CASES, 3), (FAST_OTHERS, OTHER_CASES, 2)],
+    ids=["three_of_the_lstm", "two_of_the_others"],
+)
+def test_the_default_run_has_these_many_options_together(fast, all_cases, strength):
     def meetings(cases):
-        return {m for c in cases for m in itertools.combinations(enumerate(c), 3)}
+        return {
+            m for c in cases for m in itertools.combinations(enumerate(c), strength)
+        }
 
-    assert meetings(FAST) == meetings(CASES)
+    assert meetings(fast) == meetings(all_cases)
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_outputs_states_and_gradients_are_torchs(case):
     torch.manual_seed(0)
-    model = torch.nn.LSTM(
-        I,
-        H,
-        case.layers,
-        bias=case.bias,
-        batch_first=case.batch_first,
-        bidirectional=case.bidirectional,
-        proj_size=case.proj_size,
-    ).to(getattr(torch, case.dtype))
+    model = KINDS[case.kind].build_in_torch(torch, I, H, case.layers, **case.options)
+    model = model.to(getattr(torch, case.dtype))
     data = draw(case)
     with jax.enable_x64(case.dtype == "float64"):
         expected, expected_gradients = run_torch(case, model, data)
@@ -240,59 +272,75 @@ def test_outputs_states_and_gradients_are_torchs(case):
         assert not np.asarray(gradients["input"])[padding(case)].any()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("proj_size", [0, 3])
+RUNS = [
+    pytest.param(
+        name,
+        {"implementation": implementation} | options,
+        id="-".join([name, implementation, *options]),
+        marks=pytest.mark.slow if name == "rnn_relu" else (),
+    )
+    for name, kind in KINDS.items()
+    for implementation in kind.implementations
+    for options in ([{}, {"proj_size": 3}] if name == "lstm" else [{}])
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), RUNS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_rows_of_length_zero_beside_torchs_rows(
-    implementation, bidirectional, proj_size, x64
-):
+def test_rows_of_length_zero_beside_torchs_rows(kind, options, bidirectional, x64):
     """torch refuses a length of 0; it gets the other rows, the Python loop gets all."""
     torch.manual_seed(0)
-    options = {"bidirectional": bidirectional, "proj_size": proj_size}
-    model = torch.nn.LSTM(I, H, 2, **options).to(torch.float64)
+    options = options | {"bidirectional": bidirectional}
+    stack = KINDS[kind].build(I, H, 2, **options)
+    del options["implementation"]
+    model = KINDS[kind].build_in_torch(torch, I, H, 2, **options).to(torch.float64)
     params = params_from_torch(model.state_dict())
     rng = np.random.default_rng(0)
-    rows, width = 4 if bidirectional else 2, proj_size or H
+    rows = 4 if bidirectional else 2
     x = rng.standard_normal((T, 4, I))
-    h_0, c_0 = (rng.standard_normal((rows, 4, size)) for size in (width, H))
+    states = [rng.standard_normal((rows, 4, size)) for size in stack.state_sizes]
     lengths = np.array([0, 2, 0, T])
     kept = np.flatnonzero(lengths)
 
-    lstm = StackedLSTM(I, H, 2, **options, implementation=implementation)
-    run = jax.jit(partial(lstm.apply, seq_lengths=lengths))
-    output, (h_n, c_n) = run({"params": params}, x, (h_0, c_0))
-    results = {"output": output, "h_n": h_n, "c_n": c_n}
+    run = jax.jit(partial(stack.apply, seq_lengths=lengths))
+    output, state = run({"params": params}, x, packed(states))
+    results = [output, *unpacked(state)]
 
-    packed = torch.nn.utils.rnn.pack_padded_sequence(
+    fed = torch.nn.utils.rnn.pack_padded_sequence(
         torch.from_numpy(x[:, kept]),
         torch.from_numpy(lengths[kept]),
         enforce_sorted=False,
     )
     with torch.no_grad():
-        output, (h_n, c_n) = model(
-            packed, (torch.from_numpy(h_0[:, kept]), torch.from_numpy(c_0[:, kept]))
+        output, state = model(
+            fed, packed([torch.from_numpy(array[:, kept]) for array in states])
         )
     output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=T)
-    of_torch = {"output": output, "h_n": h_n, "c_n": c_n}
-    assert_close({k: v[:, kept] for k, v in results.items()}, of_torch, 1e-10)
+    of_torch = [output, *unpacked(state)]
+    assert_close([array[:, kept] for array in results], of_torch, 1e-10)
 
     numpy_params = jax.tree.map(np.asarray, params)
-    output, (h_n, c_n) = numpy_lstm.lstm(numpy_params, x, (h_0, c_0), lengths)
-    assert_close(results, {"output": output, "h_n": h_n, "c_n": c_n}, 1e-10)
+    output, states = numpy_stack.run(kind, numpy_params, x, states, lengths)
+    assert_close(results, [output, *states], 1e-10)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_rows_of_length_zero_pass_gradients_to_their_initial_state_only(implementation):
-    lstm = StackedLSTM(I, H, bidirectional=True, implementation=implementation)
+@pytest.mark.parametrize(
+    ("kind", "implementation"),
+    [(name, i) for name, kind in KINDS.items() for i in kind.implementations],
+)
+def test_rows_of_length_zero_pass_gradients_to_their_initial_state_only(
+    kind, implementation
+):
+    stack = KINDS[kind].build(I, H, bidirectional=True, implementation=implementation)
     x = jnp.full((T, 2, I), jnp.nan).at[:, 1].set(1.0)
-    variables = lstm.init(jax.random.key(0), jnp.ones((T, 2, I)))
-    hx = jnp.ones((2, 2, H)), jnp.ones((2, 2, H))
+    variables = stack.init(jax.random.key(0), jnp.ones((T, 2, I)))
+    hx = packed([jnp.ones((2, 2, H)) for _ in stack.state_sizes])
 
     def loss(x, hx):
-        output, (h_n, c_n) = lstm.apply(variables, x, hx, seq_lengths=np.array([0, T]))
-        return output.sum() + h_n.sum() + c_n.sum()
+        results = stack.apply(variables, x, hx, seq_lengths=np.array([0, T]))
+        return sum(array.sum() for array in jax.tree.leaves(results))
 
-    of_x, (of_h, of_c) = jax.jit(jax.grad(loss, (0, 1)))(x, hx)
+    of_x, of_hx = jax.jit(jax.grad(loss, (0, 1)))(x, hx)
     assert not of_x[:, 0].any()
-    np.testing.assert_array_equal(of_h[:, 0], 1.0)
-    np.testing.assert_array_equal(of_c[:, 0], 1.0)
+    for of_state in unpacked(of_hx):
+        np.testing.assert_array_equal(of_state[:, 0], 1.0)

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kinds import KINDS
 
 from flax_lstm import (
+    GRUClassifier,
     LSTMClassifier,
+    RNNClassifier,
     classifier_params_from_torch,
     scale_by_torch_biases,
 )
@@ -31,15 +34,20 @@ COMPILER_OPTIONS = (
 )
 
 
+CLASSIFIERS = {"lstm": LSTMClassifier, "gru": GRUClassifier, "rnn_tanh": RNNClassifier}
+
+
 class TorchClassifier(torch.nn.Module):
-    def __init__(self, **options):
+    def __init__(self, kind, **options):
         super().__init__()
-        self.lstm = torch.nn.LSTM(I, H, batch_first=True, **options)
+        stack = KINDS[kind].build_in_torch(torch, I, H, batch_first=True, **options)
+        self.name = kind.partition("_")[0]
+        self.add_module(self.name, stack)
         width = H * (2 if options.get("bidirectional") else 1)
         self.classifer = torch.nn.Linear(width, CLASSES)
 
     def forward(self, x):
-        out, _ = self.lstm(x)
+        out, _ = getattr(self, self.name)(x)
         return self.classifer(out[:, -1, :])
 
 
@@ -62,8 +70,8 @@ def train_torch(model, optimizer, dtype):
     return np.array(losses)
 
 
-def train_flax(params, tx, dtype, **options):
-    model = LSTMClassifier(
+def train_flax(kind, params, tx, dtype, **options):
+    model = CLASSIFIERS[kind](
         num_classes=CLASSES,
         input_size=I,
         hidden_size=H,
@@ -88,13 +96,13 @@ def train_flax(params, tx, dtype, **options):
     return np.array(losses), params
 
 
-def deviations(make_torch_optimizer, tx, dtype="float64", **options):
+def deviations(make_torch_optimizer, tx, dtype="float64", kind="lstm", **options):
     """The largest differences of the losses and of the weights, after all steps."""
     torch.manual_seed(0)
-    model = TorchClassifier(**options).to(getattr(torch, dtype))
+    model = TorchClassifier(kind, **options).to(getattr(torch, dtype))
     with jax.enable_x64(dtype == "float64"):
         start = classifier_params_from_torch(model.state_dict())
-        losses, params = train_flax(start, tx, dtype, **options)
+        losses, params = train_flax(kind, start, tx, dtype, **options)
         expected_losses = train_torch(
             model, make_torch_optimizer(model.parameters()), dtype
         )
@@ -105,7 +113,7 @@ def deviations(make_torch_optimizer, tx, dtype="float64", **options):
         moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), start, expected)
     # Nothing is compared that did not train; but of the last layer's reverse direction
     # one step from zeros is all that the last output shows, so there not all trains.
-    moved["lstm"].pop("layer_1_reverse", None)
+    moved[kind.partition("_")[0]].pop("layer_1_reverse", None)
     assert min(jax.tree.leaves(moved)) > 100 * TOLERANCE
     return abs(losses - expected_losses).max(), max(jax.tree.leaves(of_weights))
 
@@ -150,9 +158,15 @@ def test_float32_follows_too():
     assert max(deviations(*FOLLOWED["adam"], dtype="float32")) < TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
+def test_the_other_cells_follow_too(kind):
+    assert max(deviations(*FOLLOWED["adam"], kind=kind)) < TOLERANCE
+
+
 @pytest.mark.slow
-def test_two_layers_in_two_directions_follow_too():
-    options = {"num_layers": 2, "bidirectional": True}
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_two_layers_in_two_directions_follow_too(kind):
+    options = {"kind": kind, "num_layers": 2, "bidirectional": True}
     assert max(deviations(*FOLLOWED["adam"], **options)) < TOLERANCE
 
 
@@ -172,8 +186,28 @@ def test_what_leaves_torchs_trajectory(of_torch, tx):
     assert of_weights > TOLERANCE
 
 
-def test_only_the_gates_biases_are_doubled():
-    model = LSTMClassifier(input_size=I, hidden_size=H, bidirectional=True, proj_size=2)
+@pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
+def test_the_other_cells_leave_it_without_the_transformation(kind):
+    _, of_weights = deviations(*NOT_FOLLOWED["no_transformation"], kind=kind)
+    assert of_weights > TOLERANCE
+
+
+DOUBLED = {
+    "lstm": ({"proj_size": 2}, ("hi", "hf", "hg", "ho")),
+    "gru": ({}, ("ir", "iz")),
+    "rnn_tanh": ({}, ("i",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "modules"),
+    [(kind, *row) for kind, row in DOUBLED.items()],
+    ids=DOUBLED,
+)
+def test_only_biases_that_are_a_sum_are_doubled(kind, options, modules):
+    model = CLASSIFIERS[kind](
+        input_size=I, hidden_size=H, bidirectional=True, pooling="attention", **options
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((B, T, I)))
     ones = jax.tree.map(lambda s: jnp.ones(s.shape), shapes["params"])
     updates, _ = scale_by_torch_biases().update(ones, optax.EmptyState())
@@ -183,8 +217,8 @@ def test_only_the_gates_biases_are_doubled():
         if (leaf == 2).all()
     }
     assert doubled == {
-        f"lstm/layer_{layer}{direction}/h{gate}/bias"
+        f"{model.cell}/layer_{layer}{direction}/{module}/bias"
         for layer in range(2)
         for direction in ("", "_reverse")
-        for gate in "ifgo"
+        for module in modules
     }

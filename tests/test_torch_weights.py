@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from kinds import KINDS
 
 from flax_lstm import (
+    GRUClassifier,
     LSTMClassifier,
-    StackedLSTM,
+    RNNClassifier,
     classifier_params_from_torch,
     classifier_params_to_torch,
     params_from_torch,
@@ -24,25 +26,29 @@ T, B, I, H = 5, 3, 4, 6  # noqa: E741
 # The order of float32 sums, at outputs below 1.
 TOLERANCE = 1e-6
 
-OPTIONS = [
-    {"num_layers": layers, "bias": bias, "bidirectional": two_ways, "proj_size": proj}
-    for layers, bias, two_ways, proj in itertools.product(
-        (1, 2, 3), (True, False), (False, True), (0, 2)
+SIZES = [
+    {"num_layers": layers, "bias": bias, "bidirectional": two_ways}
+    for layers, bias, two_ways in itertools.product(
+        (1, 2, 3), (True, False), (False, True)
     )
 ]
+OPTIONS = [(kind, options) for kind in KINDS for options in SIZES]
+OPTIONS += [("lstm", options | {"proj_size": 2}) for options in SIZES]
+# One of each kind's biases that are the sum of torch's two.
+A_SUM = {"lstm": "hf", "gru": "iz", "rnn_tanh": "i", "rnn_relu": "i"}
 
 
-def flax_params(dtype="float32", seed=0, **options):
+def flax_params(kind="lstm", dtype="float32", seed=0, **options):
     """Standard normal weights with one negative zero among the biases."""
-    lstm = StackedLSTM(I, H, **options)
-    shapes = jax.eval_shape(lstm.init, jax.random.key(0), jnp.zeros((T, B, I)))
+    stack = KINDS[kind].build(I, H, **options)
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), jnp.zeros((T, B, I)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda s: jnp.asarray(rng.standard_normal(s.shape), dtype), shapes["params"]
     )
     if options.get("bias", True):
-        bias = params["layer_0"]["hf"]["bias"]
-        params["layer_0"]["hf"]["bias"] = bias.at[0].set(-0.0)
+        module = params["layer_0"][A_SUM[kind]]
+        module["bias"] = module["bias"].at[0].set(-0.0)
     return params
 
 
@@ -59,49 +65,84 @@ def assert_same_bits(got, expected):
         assert np.asarray(leaf).tobytes() == np.asarray(expected[name]).tobytes(), name
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_flax_to_torch_to_flax_gives_the_same_bits(options):
-    params = flax_params(**options)
-    model = torch.nn.LSTM(I, H, **options)
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
+def test_flax_to_torch_to_flax_gives_the_same_bits(kind, options):
+    params = flax_params(kind, **options)
+    model = KINDS[kind].build_in_torch(torch, I, H, **options)
     model.load_state_dict(as_tensors(params_to_torch(params)), strict=True)
     assert_same_bits(params_from_torch(model.state_dict()), params)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize(
     ("dtype", "enabled"), [("float16", False), ("bfloat16", False), ("float64", True)]
 )
-def test_the_round_trip_keeps_the_dtype(dtype, enabled):
+def test_the_round_trip_keeps_the_dtype(kind, dtype, enabled):
     with jax.enable_x64(enabled):
-        params = flax_params(dtype)
+        params = flax_params(kind, dtype)
         assert_same_bits(params_from_torch(params_to_torch(params)), params)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {},
-        {"num_layers": 2, "bidirectional": True, "proj_size": 2},
-        {"num_layers": 3, "bias": False},
+        ("lstm", {}),
+        ("lstm", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+        ("lstm", {"num_layers": 3, "bias": False}),
+        ("gru", {"num_layers": 2, "bidirectional": True}),
     ],
     ids=str,
 )
-def test_a_torch_model_with_the_exported_weights_gives_the_same_output(options):
-    params = flax_params(**options)
-    model = torch.nn.LSTM(I, H, **options)
+def test_a_torch_model_with_the_exported_weights_gives_the_same_output(kind, options):
+    params = flax_params(kind, **options)
+    model = KINDS[kind].build_in_torch(torch, I, H, **options)
     model.load_state_dict(as_tensors(params_to_torch(params)))
     x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
-    output, _ = StackedLSTM(I, H, **options).apply({"params": params}, x)
+    output, _ = KINDS[kind].build(I, H, **options).apply({"params": params}, x)
     with torch.no_grad():
         expected, _ = model(torch.from_numpy(x))
     np.testing.assert_allclose(output, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_torchs_two_biases_become_their_sum():
-    model = torch.nn.LSTM(I, H)
+BIASES = [
+    # kind, modules in the order of torch's rows, those of b_hh that keep their own
+    ("lstm", ["hi", "hf", "hg", "ho"], []),
+    ("gru", ["ir", "iz", "in"], ["hn"]),
+    ("rnn_tanh", ["i"], []),
+]
+
+
+@pytest.mark.parametrize(("kind", "of_b_ih", "of_b_hh"), BIASES)
+def test_torchs_two_biases_become_their_sum_where_they_may(kind, of_b_ih, of_b_hh):
+    model = KINDS[kind].build_in_torch(torch, I, H)
+    params = params_from_torch(model.state_dict())["layer_0"]
+    b_ih, b_hh = model.bias_ih_l0.detach(), model.bias_hh_l0.detach()
+    summed = len(b_ih) - H * len(of_b_hh)
+    expected = torch.cat([(b_ih + b_hh)[:summed], b_ih[summed:]])
+    ours = np.concatenate([params[name]["bias"] for name in of_b_ih])
+    np.testing.assert_array_equal(ours, expected)
+    for name in of_b_hh:
+        np.testing.assert_array_equal(params[name]["bias"], b_hh[summed:])
+
+
+@pytest.mark.parametrize("hidden", [1, 3, 4, 12])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_the_kind_is_read_off_the_shapes_at_any_size(kind, hidden):
+    """At sizes, too, where the rows alone are those of another kind's."""
+    model = KINDS[kind].build_in_torch(torch, 3, hidden)
     params = params_from_torch(model.state_dict())
-    total = (model.bias_ih_l0 + model.bias_hh_l0).detach()
-    ours = np.concatenate([params["layer_0"][f"h{g}"]["bias"] for g in "ifgo"])
-    np.testing.assert_array_equal(ours, total)
+    shapes = jax.eval_shape(
+        KINDS[kind].build(3, hidden).init, jax.random.key(0), jnp.zeros((T, B, 3))
+    )
+    of_leaf = lambda leaf: leaf.shape  # noqa: E731
+    assert jax.tree.map(of_leaf, params) == jax.tree.map(of_leaf, shapes["params"])
+
+
+def test_a_projection_makes_it_an_lstm_whatever_the_ratio_of_its_shapes():
+    """(4·H, P) with H 3 and P 1 has the 12 rows of a GRU of 4 or an RNN of 12."""
+    model = torch.nn.LSTM(I, 3, proj_size=1)
+    params = params_from_torch(model.state_dict())
+    assert params["layer_0"]["hr"]["kernel"].shape == (3, 1)
 
 
 def test_exported_arrays_are_writable_contiguous_and_their_own():
@@ -241,6 +282,24 @@ WRONG_STATE_DICTS = {
         r"weight_ih_l0 expected \(20, 4\), got \(23, 4\)",
     ),
     "scalar": (GOOD | {"weight_ih_l0": np.ones(())}, r"wrong shapes: .*got \(\)"),
+    "no_kind": (
+        GOOD | {f"weight_hh_l{k}": np.ones((12, 6)) for k in (0, 1)},
+        r"wrong shapes: weight_hh_l0 expected \(4·H, H\) of an LSTM, \(3·H, H\) of a "
+        r"GRU or \(H, H\) of an RNN, got \(12, 6\)$",
+    ),
+    "projection_left_out": (
+        {
+            k: v.numpy()
+            for k, v in torch.nn.LSTM(I, H, proj_size=3).state_dict().items()
+            if k != "weight_hr_l0"
+        },
+        r"weight_hh_l0 expected .*, got \(24, 3\)$",
+    ),
+    "gru_misshaped": (
+        {k: v.numpy() for k, v in torch.nn.GRU(I, H).state_dict().items()}
+        | {"bias_hh_l0": np.ones(24)},
+        r"wrong shapes: bias_hh_l0 expected \(18,\), got \(24,\)$",
+    ),
 }
 
 
@@ -258,16 +317,11 @@ def test_the_prefix_is_in_the_message():
         params_from_torch(weights, "enc.")
 
 
-def changed(path, value):
+def changed(path, value, kind="lstm"):
     """The good params with one leaf replaced, or left out if the value is None."""
-    flat = flatten_dict(flax_params(num_layers=2), sep="/")
-    flat |= {path: value}
+    flat = flatten_dict(flax_params(kind, num_layers=2), sep="/") | {path: value}
     flat = {k: v for k, v in flat.items() if v is not None}
-    tree = {}
-    for name, leaf in flat.items():
-        layer, gate, kind = name.split("/")
-        tree.setdefault(layer, {}).setdefault(gate, {})[kind] = leaf
-    return tree
+    return unflatten_dict(flat, sep="/")
 
 
 WRONG_PARAMS = {
@@ -280,6 +334,14 @@ WRONG_PARAMS = {
     "gate": (
         changed("layer_1/hg/kernel", jnp.ones((H, H + 1))),
         r"layer_1/hg/kernel expected \(6, 6\), got \(6, 7\)$",
+    ),
+    "gru_missing": (
+        changed("layer_0/hn/bias", None, "gru"),
+        r"missing layer_0/hn/bias$",
+    ),
+    "rnn_projection": (
+        changed("layer_0/hr/kernel", jnp.ones((H, 2)), "rnn_tanh"),
+        r"unexpected layer_0/hr/kernel$",
     ),
 }
 
@@ -296,51 +358,76 @@ def test_the_params_with_their_collection_name_around_them_are_refused():
 
 
 class TorchClassifier(torch.nn.Module):
-    """The study notes' model; the attribute is spelt as there."""
+    """The study notes' model, with any cell; the attribute is spelt as there."""
 
-    def __init__(self, num_classes=3, **options):
+    def __init__(self, kind="lstm", num_classes=3, pooling="last", **options):
         super().__init__()
-        self.lstm = torch.nn.LSTM(I, H, batch_first=True, **options)
+        stack = KINDS[kind].build_in_torch(torch, I, H, batch_first=True, **options)
+        self.name = kind.partition("_")[0]
+        self.add_module(self.name, stack)
         width = options.get("proj_size") or H
         width *= 2 if options.get("bidirectional") else 1
+        self.pooling = pooling
+        if pooling == "attention":
+            self.attention = torch.nn.Linear(width, width)
+            self.query = torch.nn.Linear(width, 1, bias=False)
         self.classifer = torch.nn.Linear(width, num_classes)
 
     def forward(self, x):
-        out, _ = self.lstm(x)
-        return self.classifer(out[:, -1, :])
+        out, _ = getattr(self, self.name)(x)
+        if self.pooling == "attention":
+            weights = self.query(torch.tanh(self.attention(out))).softmax(dim=1)
+            return self.classifer((weights * out).sum(dim=1))
+        last = out[:, -1, :]
+        return self.classifer(out.mean(dim=1) if self.pooling == "mean" else last)
 
 
-CLASSIFIERS = [
-    {"num_layers": 2},
-    {"num_layers": 1, "bidirectional": True},
-    {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": False},
+CLASSIFIERS = {
+    "lstm": LSTMClassifier,
+    "gru": GRUClassifier,
+    "rnn_relu": RNNClassifier,
+}
+CLASSIFIER_OPTIONS = [
+    ("lstm", {"num_layers": 2}),
+    ("lstm", {"num_layers": 1, "bidirectional": True}),
+    ("lstm", {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": False}),
+    ("lstm", {"num_layers": 1, "pooling": "mean"}),
+    ("lstm", {"num_layers": 1, "bidirectional": True, "pooling": "attention"}),
+    ("gru", {"num_layers": 2}),
+    ("gru", {"num_layers": 1, "pooling": "attention"}),
+    ("rnn_relu", {"num_layers": 1, "bidirectional": True}),
+    ("rnn_relu", {"num_layers": 1, "pooling": "attention"}),
 ]
+
+
+def classifier(kind, **options):
+    """Ours, of the sizes of `TorchClassifier`."""
+    options = {"num_classes": 3, "input_size": I, "hidden_size": H} | options
+    return CLASSIFIERS[kind](**options, **KINDS[kind].options)
 
 
 def batch():
     return np.random.default_rng(0).standard_normal((B, T, I)).astype(np.float32)
 
 
-@pytest.mark.parametrize("options", CLASSIFIERS, ids=str)
-def test_classifier_from_torch_gives_torchs_logits(options):
+@pytest.mark.parametrize(("kind", "options"), CLASSIFIER_OPTIONS, ids=str)
+def test_classifier_from_torch_gives_torchs_logits(kind, options):
     torch.manual_seed(0)
-    model = TorchClassifier(**options)
-    ours = LSTMClassifier(num_classes=3, input_size=I, hidden_size=H, **options)
+    model = TorchClassifier(kind, **options)
     params = classifier_params_from_torch(model.state_dict())
     with torch.no_grad():
         expected = model(torch.from_numpy(batch()))
-    np.testing.assert_allclose(
-        ours.apply({"params": params}, batch()), expected, rtol=0, atol=TOLERANCE
-    )
+    logits = classifier(kind, **options).apply({"params": params}, batch())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("options", CLASSIFIERS, ids=str)
-def test_classifier_to_torch_gives_flaxs_logits_and_the_same_bits_back(options):
-    ours = LSTMClassifier(num_classes=3, input_size=I, hidden_size=H, **options)
+@pytest.mark.parametrize(("kind", "options"), CLASSIFIER_OPTIONS, ids=str)
+def test_classifier_to_torch_gives_flaxs_logits_and_the_same_bits_back(kind, options):
+    ours = classifier(kind, **options)
     variables = ours.init(jax.random.key(0), batch())
     weights = classifier_params_to_torch(variables["params"])
     assert all(w.flags.writeable and w.flags.c_contiguous for w in weights.values())
-    model = TorchClassifier(**options)
+    model = TorchClassifier(kind, **options)
     model.load_state_dict(as_tensors(weights), strict=True)
     with torch.no_grad():
         logits = model(torch.from_numpy(batch()))
@@ -352,18 +439,30 @@ def test_classifier_to_torch_gives_flaxs_logits_and_the_same_bits_back(options):
     )
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_classifier_with_lengths_takes_each_rows_own_last_output(
-    batch_first, bidirectional
+POOLED = [
+    # kind, pooling, batch_first, bidirectional
+    *(
+        ("lstm", "last", first, both)
+        for first in (True, False)
+        for both in (True, False)
+    ),
+    ("lstm", "mean", True, True),
+    ("lstm", "attention", False, False),
+    ("gru", "last", True, False),
+    ("gru", "attention", True, True),
+    ("rnn_relu", "mean", False, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "pooling", "batch_first", "bidirectional"), POOLED)
+def test_classifier_with_lengths_pools_each_rows_own_steps(
+    kind, pooling, batch_first, bidirectional
 ):
     """As torch does for the row alone, cut to its length; a row of none reads zeros."""
     torch.manual_seed(0)
-    options = {"num_layers": 2, "bidirectional": bidirectional}
-    model = TorchClassifier(**options)
-    ours = LSTMClassifier(
-        num_classes=3, input_size=I, hidden_size=H, batch_first=batch_first, **options
-    )
+    options = {"num_layers": 2, "bidirectional": bidirectional, "pooling": pooling}
+    model = TorchClassifier(kind, **options)
+    ours = classifier(kind, batch_first=batch_first, **options)
     x, lengths = batch(), np.array([2, 0, T])
     padded = np.where(np.arange(T)[:, None] < lengths[:, None, None], x, np.nan)
     logits = ours.apply(
@@ -401,6 +500,26 @@ WRONG_CLASSIFIERS = {
     "lstm_shape": (
         {"lstm.weight_hh_l0": np.ones((24, 5))},
         r"lstm\.weight_hh_l0 expected \(24, 6\), got \(24, 5\)$",
+    ),
+    "half_an_attention": (
+        {"attention.weight": np.ones((6, 6)), "query.weight": np.ones((1, 6))},
+        r"missing attention\.bias$",
+    ),
+    "wide_query": (
+        {
+            "attention.weight": np.ones((6, 6)),
+            "attention.bias": np.ones(6),
+            "query.weight": np.ones((2, 6)),
+        },
+        r"query\.weight expected \(1, 6\), got \(2, 6\)$",
+    ),
+    "two_stacks": (
+        {"gru.weight_ih_l0": np.ones((18, 4))},
+        r"unexpected gru\.weight_ih",
+    ),
+    "another_cell": (
+        {"lstm.weight_hh_l0": np.ones((18, 6))},
+        r"lstm\.weight_hh_l0 expected \(24, 6\), got \(18, 6\)$",
     ),
 }
 

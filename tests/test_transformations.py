@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from jax.test_util import check_grads
+from kinds import packed
 
-from flax_lstm import LSTMClassifier, StackedLSTM
+from flax_lstm import LSTMClassifier, RNNClassifier, StackedGRU, StackedLSTM
 
 T, B, I, H = 4, 4, 3, 4  # noqa: E741
 KEY = jax.random.key(0)
@@ -24,33 +25,35 @@ assert_same = partial(
 )
 
 
-def draw(lstm, dtype=np.float32):
+def draw(stack, dtype=np.float32):
     """Input, state and variables of a stack, of standard normal numbers."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((T, B, I)).astype(dtype)
-    rows = lstm.num_layers * (2 if lstm.bidirectional else 1)
-    hx = tuple(rng.standard_normal((2, rows, B, H)).astype(dtype))
-    shapes = jax.eval_shape(lstm.init, KEY, x)
+    rows = stack.num_layers * (2 if stack.bidirectional else 1)
+    states = tuple(
+        rng.standard_normal((rows, B, size)).astype(dtype) for size in stack.state_sizes
+    )
+    shapes = jax.eval_shape(stack.init, KEY, x)
     return (
         x,
-        hx,
+        packed(states),
         jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(dtype), shapes),
     )
 
 
-def test_jit_equals_eager(recurrence):
-    lstm = StackedLSTM(I, H, 2, **recurrence)
-    x, hx, variables = draw(lstm)
-    assert_same(jax.jit(lstm.apply)(variables, x, hx), lstm.apply(variables, x, hx))
+def test_jit_equals_eager(variant):
+    stack = variant.build(I, H, 2)
+    x, hx, variables = draw(stack)
+    assert_same(jax.jit(stack.apply)(variables, x, hx), stack.apply(variables, x, hx))
 
 
-def test_first_and_second_gradients_are_those_of_finite_differences(x64, recurrence):
-    lstm = StackedLSTM(I, 3, proj_size=2, param_dtype="float64", **recurrence)
+def test_first_and_second_gradients_are_those_of_finite_differences(x64, variant):
+    stack = variant.build(I, 3, **variant.projection(2), param_dtype="float64")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 2, I))
-    hx = rng.standard_normal((1, 2, 2)), rng.standard_normal((1, 2, 3))
-    variables = lstm.init(KEY, x)
-    run = jax.jit(partial(lstm.apply, seq_lengths=np.array([3, 1])))
+    hx = packed([rng.standard_normal((1, 2, size)) for size in stack.state_sizes])
+    variables = stack.init(KEY, x)
+    run = jax.jit(partial(stack.apply, seq_lengths=np.array([3, 1])))
     # Central differences with a step of 1e-6 or so, in float64: 1e-4 is JAX's
     # choice for them, the differences of second order are of differences.
     check_grads(
@@ -58,13 +61,13 @@ def test_first_and_second_gradients_are_those_of_finite_differences(x64, recurre
     )
 
 
-def test_jvp_is_the_gradient_along_the_tangent(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
+def test_jvp_is_the_gradient_along_the_tangent(variant):
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
     tangent = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
 
     def loss(x):
-        return lstm.apply(variables, x)[0].sum()
+        return stack.apply(variables, x)[0].sum()
 
     value, along = jax.jvp(loss, (x,), (tangent,))
     np.testing.assert_allclose(value, loss(x), rtol=0, atol=TOLERANCE)
@@ -72,26 +75,26 @@ def test_jvp_is_the_gradient_along_the_tangent(recurrence):
     np.testing.assert_allclose(along, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_vmap_over_an_ensemble_equals_a_loop(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, _ = draw(lstm)
+def test_vmap_over_an_ensemble_equals_a_loop(variant):
+    stack = variant.build(I, H)
+    x, _, _ = draw(stack)
     keys = jax.random.split(KEY, 3)
-    ensemble = jax.vmap(lambda key: lstm.init(key, x))(keys)
-    outputs = jax.vmap(lambda variables: lstm.apply(variables, x))(ensemble)
+    ensemble = jax.vmap(lambda key: stack.init(key, x))(keys)
+    outputs = jax.vmap(lambda variables: stack.apply(variables, x))(ensemble)
     for k, key in enumerate(keys):
-        variables = lstm.init(key, x)
+        variables = stack.init(key, x)
         assert_same(jax.tree.map(lambda leaf, k=k: leaf[k], ensemble), variables)
         member = jax.tree.map(lambda leaf, k=k: leaf[k], outputs)
-        assert_same(member, lstm.apply(variables, x))
+        assert_same(member, stack.apply(variables, x))
 
 
-def test_vmap_over_inputs_with_lengths_equals_a_loop(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
+def test_vmap_over_inputs_with_lengths_equals_a_loop(variant):
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
     xs, lengths = np.stack([x, -x]), np.array([[1, 2, 3, 4], [0, 4, 2, 1]])
 
     def run(x, lengths):
-        return lstm.apply(variables, x, seq_lengths=lengths)
+        return stack.apply(variables, x, seq_lengths=lengths)
 
     outputs = jax.vmap(run)(xs, lengths)
     for k in range(2):
@@ -100,12 +103,12 @@ def test_vmap_over_inputs_with_lengths_equals_a_loop(recurrence):
         )
 
 
-def test_checkpoint_gives_the_same_gradients(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
+def test_checkpoint_gives_the_same_gradients(variant):
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
 
     def loss(variables, x):
-        return (lstm.apply(variables, x)[0] ** 2).sum()
+        return (stack.apply(variables, x)[0] ** 2).sum()
 
     plain = jax.jit(jax.grad(loss, (0, 1)))(variables, x)
     assert_same(jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(variables, x), plain)
@@ -128,9 +131,9 @@ SHARDED = {
 
 
 @pytest.mark.parametrize(("options", "spec", "ragged"), SHARDED.values(), ids=SHARDED)
-def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, recurrence):
-    lstm = StackedLSTM(I, H, **options, **recurrence)
-    x, hx, variables = draw(lstm)
+def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, variant):
+    stack = variant.build(I, H, **options)
+    x, hx, variables = draw(stack)
     lengths = np.array([4, 1, 0, 3]) if ragged else None
     n = devices_for(B)
     if spec is None:
@@ -140,8 +143,8 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, recur
     whole_hx = jax.tree.map(lambda leaf: np.tile(leaf, (1, B // leaf.shape[1], 1)), hx)
 
     def loss(variables, x, hx, lengths):
-        output, (h_n, c_n) = lstm.apply(variables, x, hx, seq_lengths=lengths)
-        return (output**2).sum() + (h_n**2).sum() + (c_n**2).sum(), output
+        results = stack.apply(variables, x, hx, seq_lengths=lengths)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(results)), results[0]
 
     @jax.jit
     def one_device(variables, x, hx, lengths):
@@ -180,15 +183,15 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, recur
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_mesh_with_explicit_sharding_equals_one_device(
-    bidirectional, ragged, recurrence
+    bidirectional, ragged, variant
 ):
-    lstm = StackedLSTM(I, H, 2, bidirectional=bidirectional, **recurrence)
-    x, _, variables = draw(lstm)
+    stack = variant.build(I, H, 2, bidirectional=bidirectional)
+    x, _, variables = draw(stack)
     lengths = np.array([4, 1, 0, 3]) if ragged else None
 
     @jax.jit
     def run(variables, x, lengths):
-        return lstm.apply(variables, x, seq_lengths=lengths)
+        return stack.apply(variables, x, seq_lengths=lengths)
 
     expected = run(variables, x, lengths)
     mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
@@ -202,42 +205,42 @@ def test_a_mesh_with_explicit_sharding_equals_one_device(
     assert_same(jax.tree.map(np.asarray, (output, state)), expected)
 
 
-def test_nnx_bridge_gives_the_linen_output(recurrence):
-    lstm = StackedLSTM(I, H, 2, bidirectional=True, **recurrence)
-    x, hx, _ = draw(lstm)
-    model = nnx.bridge.ToNNX(lstm, rngs=nnx.Rngs(0))
+def test_nnx_bridge_gives_the_linen_output(variant):
+    stack = variant.build(I, H, 2, bidirectional=True)
+    x, hx, variables = draw(stack)
+    model = nnx.bridge.ToNNX(stack, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(model, x)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    expected = lstm.apply({"params": params}, x, hx)
-    assert len(jax.tree.leaves(params)) == 4 * 12
+    expected = stack.apply({"params": params}, x, hx)
+    assert jax.tree.structure(params) == jax.tree.structure(variables["params"])
     assert_same(model(x, hx), expected)
 
 
-def test_a_stack_inside_another_linen_module(recurrence):
+def test_a_stack_inside_another_linen_module(variant):
     class Outer(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return StackedLSTM(I, H, name="lstm", **recurrence)(x)
+            return variant.build(I, H, name="stack")(x)
 
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
-    outer = {"params": {"lstm": variables["params"]}}
-    assert_same(Outer().apply(outer, x), lstm.apply(variables, x))
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
+    outer = {"params": {"stack": variables["params"]}}
+    assert_same(Outer().apply(outer, x), stack.apply(variables, x))
 
 
-def test_lengths_traced_by_jit_are_clipped_to_the_range(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
-    run = jax.jit(lambda lengths: lstm.apply(variables, x, seq_lengths=lengths))
+def test_lengths_traced_by_jit_are_clipped_to_the_range(variant):
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
+    run = jax.jit(lambda lengths: stack.apply(variables, x, seq_lengths=lengths))
     expected = run(np.array([0, 0, T, T]))
     assert_same(run(np.array([-1, -1000, T + 1, 1000])), expected)
 
 
-def test_traced_lengths_count_as_known_ones_do(recurrence):
-    lstm = StackedLSTM(I, H, **recurrence)
-    x, _, variables = draw(lstm)
+def test_traced_lengths_count_as_known_ones_do(variant):
+    stack = variant.build(I, H)
+    x, _, variables = draw(stack)
     lengths = np.array([1, 0, 3, T])
-    run = partial(lstm.apply, variables, x)
+    run = partial(stack.apply, variables, x)
     assert_same(
         jax.jit(lambda n: run(seq_lengths=n))(lengths), run(seq_lengths=lengths)
     )
@@ -342,8 +345,10 @@ def test_dropout_leaves_the_states_of_the_layer_below_alone():
 
 
 ONE_LAYER = {
-    "stack": lambda layers: StackedLSTM(28, H, layers, dropout=0.5),
-    "classifier": lambda layers: LSTMClassifier(num_layers=layers, dropout=0.5),
+    "lstm": lambda layers: StackedLSTM(28, H, layers, dropout=0.5),
+    "gru": lambda layers: StackedGRU(28, H, layers, dropout=0.5),
+    "lstm_classifier": lambda layers: LSTMClassifier(num_layers=layers, dropout=0.5),
+    "rnn_classifier": lambda layers: RNNClassifier(num_layers=layers, dropout=0.5),
 }
 
 

@@ -10,7 +10,8 @@ from experiments.batches import Batch
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
 from experiments.devices import ROWS, replicated
-from experiments.training import create_state, train_step
+from experiments.train_state import create_state, optimizer
+from experiments.training import train_step
 from flax_lstm import LSTMClassifier
 
 _LEARNING_RATE = 1e-3
@@ -127,7 +128,8 @@ class Ours:
 
     def _state(self, sizes: Sizes):
         shape = (sizes.steps, sizes.inputs)
-        return create_state(self._model(sizes), _LEARNING_RATE, 0, shape)
+        adam = optimizer(_LEARNING_RATE)
+        return create_state(self._model(sizes), adam, 0, shape)
 
     def _batch(self, sizes: Sizes, mesh: Mesh) -> Batch:
         inputs, labels = examples(sizes)

@@ -6,7 +6,7 @@ from experiments.data import digits, mnist
 from experiments.data.dataset import WHOLE, Dataset, Share
 from experiments.errors import RunError
 
-CHOICES = ("auto", mnist.NAME, digits.NAME)
+CHOICES = ("auto", mnist.NAME, mnist.FASHION, digits.NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,20 @@ def choose(
 
 
 def load(
-    name: str, data_dir: str | None, manual_dir: str | None, share: Share = WHOLE
+    name: str,
+    data_dir: str | None,
+    manual_dir: str | None,
+    share: Share = WHOLE,
+    validate: bool = False,
 ) -> Dataset:
-    """The dataset called `name`; folders as `mnist.load` takes them."""
-    if name == mnist.NAME:
-        return mnist.load(data_dir, manual_dir, share)
+    """The dataset called `name`; folders as `mnist.load` takes them.
+
+    With `validate` the test examples are taken from the training split.
+    """
+    if validate:
+        return load(name, data_dir, manual_dir).validating(share)
+    if name in mnist.TITLES:
+        return mnist.load(data_dir, manual_dir, share, name)
     return digits.load(share)
 
 

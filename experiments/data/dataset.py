@@ -56,9 +56,25 @@ class Dataset:
     num_classes: int = 10
 
     @property
-    def input_size(self) -> int:
-        """Number of pixels in a row, the features of one step."""
-        return self.train.images.shape[-1]
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of an image."""
+        return self.train.images.shape[1:]
 
     def split(self, name: str) -> Split:
         return {"train": self.train, "test": self.test}[name]
+
+    def validating(self, share: Share = WHOLE) -> "Dataset":
+        """The last sixth of the training examples as test split, the others to train.
+
+        Of this dataset, which is whole, the result has `share`.
+        """
+        first = len(self.train) - len(self.train) // 6
+
+        def part(begin: int, end: int) -> Split:
+            rows = share.rows(end - begin)
+            where = slice(begin + rows.start, begin + rows.stop)
+            images, labels = self.train.images[where], self.train.labels[where]
+            return Split(images, labels, total=end - begin)
+
+        train, test = part(0, first), part(first, len(self.train))
+        return dataclasses.replace(self, train=train, test=test)

@@ -1,4 +1,4 @@
-"""Real MNIST: prepared once by tensorflow-datasets, then read in seconds."""
+"""MNIST and Fashion-MNIST: prepared once by tensorflow-datasets, read in seconds."""
 
 import os
 import pathlib
@@ -10,7 +10,8 @@ import numpy as np
 from experiments.data.dataset import WHOLE, Dataset, Share, Split
 from experiments.errors import RunError
 
-NAME = "mnist"
+NAME, FASHION = "mnist", "fashion_mnist"
+TITLES = {NAME: "MNIST", FASHION: "Fashion-MNIST"}
 WHITE = 255
 FILES = (
     "train-images-idx3-ubyte.gz",
@@ -21,20 +22,27 @@ FILES = (
 _PROBE_SECONDS = 3.0
 
 
-def load(data_dir: str | None, manual_dir: str | None, share: Share = WHOLE) -> Dataset:
-    """MNIST from `data_dir`, prepared there first if it is not yet.
+def load(
+    data_dir: str | None,
+    manual_dir: str | None,
+    share: Share = WHOLE,
+    name: str = NAME,
+) -> Dataset:
+    """The dataset from `data_dir`, prepared there first if it is not yet.
 
     Args:
         data_dir: TFDS's folder; None is its default, `~/tensorflow_datasets`.
         manual_dir: folder that may hold the four upstream files; None is TFDS's
-            default, `downloads/manual` in `data_dir`. What is not there is
-            downloaded. Size and SHA-256 are checked either way.
+            default, `downloads/manual` in `data_dir` (for Fashion-MNIST, whose files
+            have the same names, the folder `fashion_mnist` in it). What is not there
+            is downloaded. Size and SHA-256 are checked either way.
         share: which part of the examples to read.
+        name: `mnist` or `fashion_mnist`.
 
     Raises:
         RunError: not to be had, or a damaged file (both checksums are named).
     """
-    builder = _builder(data_dir)
+    builder = _builder(name, data_dir)
     if not builder.is_prepared():
         if manual_dir is not None and not os.path.isdir(manual_dir):
             raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
@@ -42,12 +50,12 @@ def load(data_dir: str | None, manual_dir: str | None, share: Share = WHOLE) -> 
         reason = _why_unpreparable(builder, manual_dir)
         if reason is not None:
             raise RunError(
-                f"MNIST: {reason}; with the four upstream files in a folder, "
+                f"{TITLES[name]}: {reason}; with the four upstream files in a folder, "
                 f"--manual_dir=FOLDER needs no network"
             )
         _prepare(builder, manual_dir)
     return Dataset(
-        name=NAME,
+        name=name,
         train=_read(builder, "train", share),
         test=_read(builder, "test", share),
         white=WHITE,
@@ -57,7 +65,7 @@ def load(data_dir: str | None, manual_dir: str | None, share: Share = WHOLE) -> 
 def why_unavailable(data_dir: str | None, manual_dir: str | None) -> str | None:
     """Why MNIST can't be had within seconds, or None if it can."""
     try:
-        builder = _builder(data_dir)
+        builder = _builder(NAME, data_dir)
     except RunError as error:
         return str(error)
     return None if builder.is_prepared() else _why_unpreparable(builder, manual_dir)
@@ -68,7 +76,7 @@ def _why_unpreparable(builder, manual_dir: str | None) -> str | None:
     missing = [name for name in FILES if not os.path.exists(os.path.join(folder, name))]
     if not missing:
         return None
-    problem = _why_unreachable()
+    problem = _why_unreachable(builder.URL)
     if problem is None:
         return None
     return (
@@ -77,18 +85,19 @@ def _why_unpreparable(builder, manual_dir: str | None) -> str | None:
     )
 
 
-def _builder(data_dir: str | None):
+def _builder(name: str, data_dir: str | None):
     try:
         import array_record.python.array_record_module  # noqa: F401
 
-        from experiments.data.mnist_rows import MnistRows
+        from experiments.data.mnist_rows import FashionMnistRows, MnistRows
     except ImportError as error:
         raise RunError(
-            f"MNIST needs tensorflow-datasets and array_record (Linux only), and they "
-            f"can't be imported here: {error}; --dataset=digits needs neither"
+            f"{TITLES[name]} needs tensorflow-datasets and array_record (Linux only), "
+            f"and they can't be imported here: {error}; --dataset=digits needs neither"
         ) from error
     try:
-        return MnistRows(
+        builder = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
+        return builder(
             data_dir=None if data_dir is None else os.path.expanduser(data_dir),
             file_format="array_record",
         )
@@ -99,7 +108,8 @@ def _builder(data_dir: str | None):
 def _default_manual_dir(builder) -> str:
     # builder.data_dir is <root>/<name>/<version>; downloads lie beside the name.
     root = pathlib.Path(builder.data_dir).parents[1]
-    return str(root / "downloads" / "manual")
+    folder = root / "downloads" / "manual"
+    return str(folder / FASHION if builder.name.startswith(FASHION) else folder)
 
 
 def _prepare(builder, manual_dir: str | None) -> None:
@@ -124,7 +134,7 @@ def _prepare(builder, manual_dir: str | None) -> None:
         raise RunError(f"damaged file: {message}") from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
         raise RunError(
-            f"MNIST could not be prepared in {builder.data_dir}: "
+            f"{builder.name} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -135,7 +145,7 @@ def _read(builder, split: str, share: Share) -> Split:
         examples = source.__getitems__(share.rows(len(source)))
     except Exception as error:  # array_record raises its own kinds for damage.
         raise RunError(
-            f"the prepared MNIST in {builder.data_dir} can't be read ({error}); remove "
+            f"what is prepared in {builder.data_dir} can't be read ({error}); remove "
             f"that folder to prepare it again"
         ) from error
     return Split(
@@ -145,7 +155,7 @@ def _read(builder, split: str, share: Share) -> Split:
     )
 
 
-def _why_unreachable() -> str | None:
+def _why_unreachable(url: str) -> str | None:
     """Asks the download host for a head, within `_PROBE_SECONDS` in all.
 
     In a thread of its own, since no timeout covers the look-up of a name.
@@ -155,10 +165,8 @@ def _why_unreachable() -> str | None:
     def probe():
         import requests
 
-        from experiments.data.mnist_rows import URL
-
         try:
-            response = requests.head(URL + FILES[-1], timeout=_PROBE_SECONDS)
+            response = requests.head(url + FILES[-1], timeout=_PROBE_SECONDS)
             response.raise_for_status()
         except requests.RequestException as error:
             outcome[0] = type(error).__name__

@@ -131,9 +131,9 @@ def test_a_save_that_was_cut_short_is_not_used(trained, workdir):
 
 def test_a_checkpoint_of_another_format_is_named(workdir):
     config = workdir / str(NEWEST) / "config" / "metadata"
-    version_2, version_1 = '"format_version": 2', '"format_version": 1'
-    assert version_2 in config.read_text()
-    config.write_text(config.read_text().replace(version_2, version_1))
+    version_3, version_2 = '"format_version": 3', '"format_version": 2'
+    assert version_3 in config.read_text()
+    config.write_text(config.read_text().replace(version_3, version_2))
     write_manifest(str(workdir), NEWEST)
     done = command("predict", f"--workdir={workdir}")
-    assert_one_line_error(done, "expected a checkpoint of format version 2")
+    assert_one_line_error(done, "expected a checkpoint of format version 3")

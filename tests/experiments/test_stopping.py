@@ -1,5 +1,7 @@
 """However a run ends, the same command finishes it as if nothing had happened."""
 
+import ctypes
+import functools
 import os
 import random
 import resource
@@ -25,14 +27,16 @@ from experiments.lock import sole_use
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Batches of 3 make an epoch long enough to be stopped inside it.
 LONG = ("--num_epochs=6", "--dropout=0.1", "--batch_size=3")
+LONG_BEST = ("--recipe=best", "--num_epochs=6", "--batch_size=3")
 
 
-def start(workdir, *flags):
+def start(workdir, *flags, **options):
     return subprocess.Popen(
         arguments(*training(workdir, *flags)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -46,18 +50,30 @@ def wait_for_rows(workdir, count, process):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("long") / "digits"
-    train(workdir, *LONG)
-    return workdir
+    """Gives the workdir of a whole run with these flags, made once."""
+
+    @functools.cache
+    def run(flags):
+        workdir = tmp_path_factory.mktemp("long") / "digits"
+        train(workdir, *flags)
+        return workdir
+
+    return run
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+    ("flags", "number"),
+    [
+        (LONG, signal.SIGTERM),
+        pytest.param(LONG, signal.SIGINT, marks=pytest.mark.slow),
+        # The mean of the parameters, the schedule and the warps go on as well.
+        pytest.param(LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
-    uninterrupted, tmp_path, number
+    uninterrupted, tmp_path, flags, number
 ):
-    process = start(tmp_path, *LONG)
+    process = start(tmp_path, *flags)
     wait_for_rows(tmp_path, 2, process)
     time.sleep(0.2)
     process.send_signal(number)
@@ -66,10 +82,10 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     assert errors.count("\n") == 1
     assert f"stopped by {number.name}; saved " in errors
     assert len(rows_of(tmp_path)) < 6
-    output = train(tmp_path, *LONG)
+    output = train(tmp_path, *flags)
     if "into epoch" in errors:
         assert "steps on, step" in output
-    assert_same_run(tmp_path, uninterrupted)
+    assert_same_run(tmp_path, uninterrupted(flags))
 
 
 @pytest.mark.slow
@@ -137,6 +153,46 @@ def test_a_disk_that_is_full_loses_nothing(trained, tmp_path):
 
     done = command(*training(tmp_path, *FLAGS), preexec_fn=limit)
     assert_one_line_error(done, f"saving step 45 in {tmp_path} failed")
+    train(tmp_path, *FLAGS)
+    assert_same_run(tmp_path, trained[0])
+
+
+def obey_permissions():
+    """Takes from root, too, the right to write where the mode forbids it."""
+    drop_from_bounding_set, dac_override = 24, 1  # linux/prctl.h, capability.h
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def set_mode(workdir, mode):
+    """Of the folder and those in it."""
+    for folder in (workdir, *(p for p in workdir.rglob("*") if p.is_dir())):
+        folder.chmod(mode)
+
+
+@pytest.mark.slow
+def test_a_read_only_workdir_is_an_error(tmp_path):
+    train(tmp_path, "--num_epochs=1", "--dropout=0.1")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    set_mode(tmp_path, 0o555)
+    done = command(*training(tmp_path, *FLAGS), preexec_fn=obey_permissions)
+    assert_one_line_error(
+        done, f"--workdir: expected a writable folder, got {tmp_path}"
+    )
+    assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.slow
+def test_a_workdir_made_read_only_while_running_is_an_error(trained, tmp_path):
+    process = start(tmp_path, *FLAGS, preexec_fn=obey_permissions)
+    wait_for_rows(tmp_path, 3, process)
+    set_mode(tmp_path, 0o555)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (1, 1), errors
+    assert "--workdir: " in errors
+    set_mode(tmp_path, 0o755)
     train(tmp_path, *FLAGS)
     assert_same_run(tmp_path, trained[0])
 

@@ -1,0 +1,59 @@
+"""The kinds of stack, each with torch's class of the same meaning."""
+
+from typing import NamedTuple
+
+from flax_lstm import StackedGRU, StackedLSTM, StackedRNN
+
+
+class Kind(NamedTuple):
+    """A stack with the options that make it this kind, in torch and here."""
+
+    stack: type
+    in_torch: str  # Its name in torch.nn; torch itself is not there in every run.
+    options: dict
+
+    def build(self, *args, **kwargs):
+        return self.stack(*args, **self.options, **kwargs)
+
+    def build_in_torch(self, torch, *args, **kwargs):
+        return getattr(torch.nn, self.in_torch)(*args, **self.options, **kwargs)
+
+    @property
+    def state_names(self):
+        return self.stack.cell_class.state_names
+
+    @property
+    def implementations(self):
+        return sorted(set(self.stack.implementations) - {"auto"})  # One of the others.
+
+
+KINDS = {
+    "lstm": Kind(StackedLSTM, "LSTM", {}),
+    "gru": Kind(StackedGRU, "GRU", {}),
+    "rnn_tanh": Kind(StackedRNN, "RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": Kind(StackedRNN, "RNN", {"nonlinearity": "relu"}),
+}
+
+
+class Variant(NamedTuple):
+    """A kind of stack, and how it is run over time."""
+
+    kind: str
+    recurrence: dict
+
+    def build(self, *args, **options):
+        return KINDS[self.kind].build(*args, **options, **self.recurrence)
+
+    def projection(self, size):
+        """The option for a kind that has it, none for the others."""
+        return {"proj_size": size} if self.kind == "lstm" else {}
+
+
+def packed(states):
+    """A tuple of states as torch passes them: one alone is no tuple."""
+    return states if len(states) > 1 else states[0]
+
+
+def unpacked(state):
+    """The inverse of `packed`."""
+    return tuple(state) if isinstance(state, (tuple, list)) else (state,)

@@ -1,0 +1,89 @@
+"""A checkpoint says which classifier it holds, and gives it back."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from flax_lstm import (
+    GRUClassifier,
+    LSTMClassifier,
+    RNNClassifier,
+    load_classifier,
+)
+from flax_lstm.checkpoint import (
+    FORMAT_VERSION,
+    PARAMS,
+    classifier_from_options,
+    classifier_options,
+    write_manifest,
+)
+
+SIZES = {"num_classes": 3, "input_size": 4, "hidden_size": 5}
+MODELS = {
+    "lstm": LSTMClassifier(**SIZES, proj_size=2, dtype=jnp.bfloat16),
+    "gru": GRUClassifier(**SIZES, pooling="attention", bidirectional=True),
+    "rnn": RNNClassifier(**SIZES, pooling="mean", nonlinearity="relu"),
+}
+X = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+
+
+def save(folder, model, variables, **changes):
+    config = {"format_version": FORMAT_VERSION, "model": classifier_options(model)}
+    with ocp.CheckpointManager(folder) as manager:
+        items = {
+            PARAMS: ocp.args.StandardSave(variables["params"]),
+            "config": ocp.args.JsonSave(config | changes),
+        }
+        manager.save(1, args=ocp.args.Composite(**items))
+    write_manifest(str(folder), 1)
+
+
+@pytest.mark.parametrize(
+    "cell", ["gru", "rnn", pytest.param("lstm", marks=pytest.mark.slow)]
+)
+def test_the_classifier_that_was_saved_is_the_one_loaded(cell, tmp_path):
+    model = MODELS[cell]
+    variables = model.init(jax.random.key(0), X)
+    save(tmp_path, model, variables)
+    loaded, got = load_classifier(tmp_path)
+    assert loaded == model
+    jax.tree.map(np.testing.assert_array_equal, got, variables)
+    np.testing.assert_array_equal(loaded.apply(got, X), model.apply(variables, X))
+
+
+@pytest.mark.parametrize("cell", MODELS)
+def test_the_record_is_json_and_names_the_cell(cell):
+    record = classifier_options(MODELS[cell])
+    assert record["cell"] == cell
+    assert classifier_from_options(json.loads(json.dumps(record))) == MODELS[cell]
+
+
+@pytest.mark.parametrize("version", [None, 1, 2, FORMAT_VERSION + 1])
+def test_another_format_version_is_one_clear_error(version, tmp_path):
+    model = MODELS["gru"]
+    variables = model.init(jax.random.key(0), X)
+    save(tmp_path, model, variables, format_version=version)
+    message = rf"^path: expected a checkpoint of format version 3 in .*, got {version}$"
+    with pytest.raises(ValueError, match=message):
+        load_classifier(tmp_path)
+
+
+WRONG_RECORDS = {
+    "no_cell": ({"cell": None}, ValueError, "cell: expected one of 'lstm', 'gru', .*"),
+    "other_cell": ({"cell": "peephole"}, ValueError, "cell: .*, got 'peephole'"),
+    "no_string": ({"cell": ["gru"]}, ValueError, r"cell: .*, got \['gru'\]"),
+    "other_option": ({"proj_size": 2}, TypeError, ".*argument 'proj_size'"),
+    "wrong_value": ({"pooling": "max"}, ValueError, "pooling: .*, got 'max'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"), WRONG_RECORDS.values(), ids=WRONG_RECORDS
+)
+def test_a_record_that_fits_no_classifier_is_refused(changes, error, message):
+    with pytest.raises(error, match="^" + message):
+        classifier_from_options(classifier_options(MODELS["gru"]) | changes)
