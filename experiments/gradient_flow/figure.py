@@ -26,7 +26,7 @@ def _first_weights(by_cell: dict[str, dict[str, list[float]]]) -> bytes:
             panel.plot(_steps(norms), norms, color=color, label=scale)
         panel.set_title(cell, fontsize="medium")
         title = "forget bias" if "forget" in cell else "gain"
-        panel.legend(title=title, fontsize="small", frameon=False, loc="lower right")
+        panel.legend(title=title, fontsize="small", frameon=False, loc="upper right")
     return _png(figure)
 
 

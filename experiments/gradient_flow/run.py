@@ -58,7 +58,7 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
         },
     }
     print(f"\n{table(results)}\n")
-    write_whole(f"{output}.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_whole(f"{output}.json", (json.dumps(results) + "\n").encode())
     print(f"Results: {output}.json")
     for name, picture in figure.pictures(results).items():
         write_whole(f"{output}-{name}.png", picture)
@@ -88,7 +88,6 @@ def _before_and_after(
         "before": _digits(flow(network, first, x)),
         "after": _digits(flow(network, trained.params, x)),
         "accuracy": trained.accuracy,
-        "losses": _digits(trained.losses),
     }
 
 
