@@ -103,7 +103,7 @@ def test_readme(trained):
 
 def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "reference.md").read_text()
-    listed = set(re.findall(r"\.\. auto\w+:: (\w+)\n", reference))
+    listed = set(re.findall(r"^\.\. auto\w+:: (\w+)$", reference, re.M))
     public = {
         name
         for name, value in vars(flax_lstm).items()

@@ -10,7 +10,7 @@ import pytest
 from commands import assert_one_line_error, command
 
 from experiments.gradient_flow import measure
-from experiments.gradient_flow.networks import CELLS, TRAINED, FirstWeights, drawn
+from experiments.gradient_flow.networks import HIDDEN_SIZE, FirstWeights
 from experiments.gradient_flow.recall import SYMBOLS, examples
 from experiments.gradient_flow.report import table
 from flax_lstm import LSTMClassifier, StackedGRU, StackedLSTM, StackedRNN
@@ -31,7 +31,7 @@ def params_of(module):
 def test_a_linear_rnn_scales_the_gradient_by_a_power(scale):
     """ReLU of positive numbers, W_h = scale · 1: ∂ h_T / ∂ x_t = scale^(T-t) · W_i."""
     stack = StackedRNN(I, H, nonlinearity="relu", batch_first=True, bias=False)
-    kernel = jnp.arange(1.0, 1 + I * H).reshape(I, H)
+    kernel = np.arange(1.0, 1 + I * H).reshape(I, H)
     params = {"layer_0": {"i": {"kernel": kernel}, "h": {"kernel": scale * jnp.eye(H)}}}
     norms = measure.of_last_output(stack, params, inputs())
     powers = scale ** np.arange(T - 1, -1, -1.0)
@@ -68,25 +68,36 @@ def test_logits_of_the_last_output_have_the_gradient_of_the_head_behind_it():
     )
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_gain_sets_every_singular_value_of_the_recurrent_weights(name):
-    before = drawn(CELLS[name].stack, 0)
-    layer = FirstWeights(gain=1.5).of(before, seed=0)["layer_0"]
-    for module, weights in layer.items():
-        if module.startswith("h"):
-            values = np.linalg.svd(weights["kernel"], compute_uv=False)
-            np.testing.assert_allclose(values, 1.5, rtol=1e-5)
-        else:
-            assert weights is before["layer_0"][module]
+@pytest.fixture
+def layer():
+    """A layer of two gates, as a stack of HIDDEN_SIZE has it."""
+    square = np.ones((HIDDEN_SIZE, HIDDEN_SIZE), np.float32)
+    bias = np.ones(HIDDEN_SIZE, np.float32)
+    return {
+        "ii": {"kernel": square},
+        "hi": {"kernel": square, "bias": bias},
+        "if": {"kernel": square},
+        "hf": {"kernel": square, "bias": bias},
+    }
 
 
-def test_offset_opens_one_gate_and_changes_nothing_else():
-    network = TRAINED["LSTM, f + 4"]
-    opened = network.first_params(0)["lstm"]["layer_0"]
-    plain = TRAINED["LSTM"].first_params(0)["lstm"]["layer_0"]
-    np.testing.assert_array_equal(opened["hf"]["bias"], plain["hf"]["bias"] + 4)
-    opened["hf"] = {**opened["hf"], "bias": plain["hf"]["bias"]}
-    jax.tree.map(np.testing.assert_array_equal, opened, plain)
+def test_gain_sets_every_singular_value_of_the_recurrent_weights(layer):
+    changed = FirstWeights(gain=1.5).of({"layer_0": layer}, seed=0)["layer_0"]
+    for name in ("hi", "hf"):
+        values = np.linalg.svd(changed[name]["kernel"], compute_uv=False)
+        # An orthogonal matrix in float32.
+        np.testing.assert_allclose(values, 1.5, rtol=1e-5)
+        assert changed[name]["bias"] is layer[name]["bias"]
+    assert (changed["hi"]["kernel"] != changed["hf"]["kernel"]).any()
+    assert changed["ii"] is layer["ii"]
+    assert changed["if"] is layer["if"]
+
+
+def test_an_offset_opens_one_gate(layer):
+    opened = FirstWeights(opened="hf", offset=4.0).of({"layer_0": layer}, seed=0)
+    np.testing.assert_array_equal(opened["layer_0"]["hf"]["bias"], 5)
+    assert opened["layer_0"]["hf"]["kernel"] is layer["hf"]["kernel"]
+    assert all(opened["layer_0"][name] is layer[name] for name in ("ii", "hi", "if"))
 
 
 def test_only_the_first_step_tells_the_label():
