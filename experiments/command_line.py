@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from experiments.ending import end
 from experiments.errors import RunError
 
 USAGE_STATUS = 2
@@ -59,8 +60,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
-    # Neither sys.stderr nor sys.exit: after a save that failed, Orbax's threads write
-    # tracebacks to the one, and keep the process at the other.
-    print(f"{program}: {message}", file=sys.__stderr__, flush=True)
-    sys.stdout.flush()
-    os._exit(status)
+    end(f"{program}: {message}", status)

@@ -17,18 +17,18 @@ from experiments.batches import (
     take_share,
 )
 from experiments.devices import ROWS
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from flax_lstm import SequenceClassifier
 
 _BATCH_SIZE = 500
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reading", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "model_input", "mesh"))
 def evaluate(
     model: SequenceClassifier,
     params: Any,
     split: DeviceSplit,
-    reading: Reading,
+    model_input: ModelInput,
     mesh: Mesh,
 ) -> Totals:
     """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
@@ -42,8 +42,8 @@ def evaluate(
         order = shares(jnp.arange(examples), batch_size, mesh.size)
 
         def body(step, totals):
-            batch = take_share(split, order, step, reading.white)
-            logits = model.apply({"params": params}, reading.of(batch.inputs))
+            batch = take_share(split, order, step, model_input.white)
+            logits = model.apply({"params": params}, model_input.of(batch.inputs))
             return add(totals, score(logits, batch))
 
         steps = num_batches(examples, batch_size)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from experiments.data.dataset import Dataset
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from experiments.recipes import RECIPES, Recipe
 from flax_lstm import CLASSIFIERS, SequenceClassifier
 
@@ -71,11 +71,11 @@ class HyperParameters:
     def training_recipe(self) -> Recipe:
         return RECIPES[self.recipe]
 
-    def reading(self, dataset: Dataset) -> Reading:
-        return Reading(dataset.white, self.sequence)
+    def model_input(self, dataset: Dataset) -> ModelInput:
+        return ModelInput(dataset.white, self.sequence)
 
     def model(self, dataset: Dataset) -> SequenceClassifier:
-        _, input_size = self.reading(dataset).shape(*dataset.image_shape)
+        _, input_size = self.model_input(dataset).shape(*dataset.image_shape)
         return CLASSIFIERS[self.cell](
             num_classes=dataset.num_classes,
             input_size=input_size,

@@ -3,16 +3,18 @@
 import dataclasses
 import math
 import warnings
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data import digits, mnist
 from experiments.errors import RunError
+from experiments.ink import find_ink, pen_width, thickened
 
 _MAX_PIXELS = 64_000_000
-_INK = 0.1  # A pixel counts as ink from this share of the strongest contrast on.
-_LEAST_CONTRAST = 16  # Of 255; less than that is paper and noise.
+_LARGE_SIDE = 1024  # Larger pictures are reduced: more says nothing about a digit.
+_MEASURABLE = 2  # In a picture of fewer boxes a pen is too few pixels wide to measure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,36 +29,64 @@ class Form:
     side: int
     box: int
     by_mass: bool
+    pen: float
     white: int
 
 
 FORMS = {
     # http://yann.lecun.com/exdb/mnist/: 20x20 box, centre of mass, 28x28.
-    mnist.NAME: Form(side=28, box=20, by_mass=True, white=mnist.WHITE),
+    mnist.NAME: Form(side=28, box=20, by_mass=True, pen=1.9, white=mnist.WHITE),
     # Alpaydin & Kaynak 1998: the digit fills the image, each pixel counts 4x4 dots.
-    digits.NAME: Form(side=8, box=8, by_mass=False, white=digits.WHITE),
+    digits.NAME: Form(side=8, box=8, by_mass=False, pen=1.0, white=digits.WHITE),
 }
+
+
+class ImageError(ValueError):
+    """A picture that can't be read as one digit; its message says why."""
 
 
 def read_digit(path: str, form: Form) -> np.ndarray:
     """The digit in the PNG or JPEG at `path` as (side, side) uint8, white on black.
 
     Transparent parts count as white paper. Whether the digit is dark on light or
-    light on dark is read off the picture's rim.
+    light on dark is read off the picture's rim; shadows are taken off, strokes thinner
+    than `form.pen` thickened.
 
     Raises:
         RunError: no such file, no PNG or JPEG, too large, or nothing drawn on it.
     """
-    return to_form(_read_grey(path), form, path)
+    try:
+        with open(path, "rb") as file:
+            return decode_digit(file, form, path)
+    except FileNotFoundError as error:
+        raise RunError(f"--image: no such file: {path}") from error
+    except OSError as error:
+        raise RunError(f"--image: can't read {path}: {error}") from error
+    except ImageError as error:
+        raise RunError(f"--image: {error}") from error
+
+
+def decode_digit(file: BinaryIO, form: Form, name: str) -> np.ndarray:
+    """`read_digit` of an open file, called `name` in errors.
+
+    Raises:
+        ImageError: no PNG or JPEG, too large, or nothing drawn on it.
+    """
+    return to_form(_read_grey(file, name), form, name)
 
 
 def to_form(grey: np.ndarray, form: Form, name: str) -> np.ndarray:
-    """`grey`, (rows, columns) uint8, as (side, side) uint8; see `read_digit`."""
-    ink = _ink(grey)
+    """`grey`, (rows, columns) uint8, as (side, side) uint8; see `read_digit`.
+
+    Raises:
+        ImageError: nothing is drawn on it.
+    """
+    ink = find_ink(grey)
     if ink is None:
-        raise RunError(f"--image: expected a digit in {name}, got an even surface")
-    rows, columns = (np.flatnonzero((ink > _INK).any(axis=axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        raise ImageError(f"expected a digit in {name}, got an even surface")
+    ink = _cropped(ink)
+    if (margin := _missing(ink, form)) > 0:
+        ink = _cropped(thickened(ink, margin))
     digit = _scaled(ink, form.box)
     top, left = _place(digit, form)
     canvas = np.zeros((form.side, form.side))
@@ -64,48 +94,54 @@ def to_form(grey: np.ndarray, form: Form, name: str) -> np.ndarray:
     return np.rint(canvas * form.white).astype(np.uint8)
 
 
-def _read_grey(path: str) -> np.ndarray:
+def _cropped(ink: np.ndarray) -> np.ndarray:
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _missing(ink: np.ndarray, form: Form) -> float:
+    """What a stroke lacks on either side so that, scaled, it is `form.pen` wide."""
+    side = max(ink.shape)
+    if side < _MEASURABLE * form.box:
+        return 0.0
+    return (form.pen * side - form.box * pen_width(ink)) / (form.box - form.pen) / 2
+
+
+def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes that are refused below, before any decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("PNG", "JPEG"))
+            image = Image.open(file, formats=("PNG", "JPEG"))
         with image:
             if image.width * image.height > _MAX_PIXELS:
-                raise RunError(
-                    f"--image: expected at most {_MAX_PIXELS:,} pixels, got "
-                    f"{image.width} x {image.height} in {path}"
+                raise ImageError(
+                    f"expected at most {_MAX_PIXELS:,} pixels, got {image.width} x "
+                    f"{image.height} in {name}"
                 )
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                paper = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(paper, upright)
-            if upright.mode.startswith("I;16"):
-                # Pillow cuts 16-bit grey off at 255 instead of scaling it.
-                return (np.asarray(upright) >> 8).astype(np.uint8)
-            return np.asarray(upright.convert("L"))
-    except RunError:
+            return np.asarray(_reduced(_grey(ImageOps.exif_transpose(image))))
+    except ImageError:
         raise
-    except FileNotFoundError as error:
-        raise RunError(f"--image: no such file: {path}") from error
+    except UnidentifiedImageError as error:  # It would name the open file's object.
+        raise ImageError(f"expected a PNG or JPEG, got {name}") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damage.
-        raise RunError(
-            f"--image: expected a PNG or JPEG, got {path} ({error})"
-        ) from error
+        raise ImageError(f"expected a PNG or JPEG, got {name} ({error})") from error
 
 
-def _ink(grey: np.ndarray) -> np.ndarray | None:
-    """Contrast against the paper in [0, 1], or None if there is none to speak of."""
-    rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = float(np.median(rim))
-    contrast = grey.astype(float) - paper
-    if paper > 127:
-        contrast = -contrast
-    strongest = contrast.max()
-    if strongest < _LEAST_CONTRAST:
-        return None
-    return np.clip(contrast / strongest, 0, 1)
+def _grey(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    if image.mode.startswith("I;16"):
+        # Pillow cuts 16-bit grey off at 255 instead of scaling it.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("L")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    factor = math.ceil(max(image.size) / _LARGE_SIDE)
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _scaled(ink: np.ndarray, box: int) -> np.ndarray:

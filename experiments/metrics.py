@@ -9,6 +9,22 @@ from experiments.errors import RunError
 FILE_NAME = "metrics.jsonl"
 
 
+def rows(workdir: str) -> list[dict[str, Any]]:
+    """Of the finished epochs, the first one first; [] if there are none."""
+    path = os.path.join(workdir, FILE_NAME)
+    sound: list[dict[str, Any]] = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    row["epoch"]
+                except (ValueError, KeyError, TypeError):
+                    break  # A line cut short by a crash; nothing sound follows it.
+                sound.append(row)
+    return sound
+
+
 class MetricsFile:
     """Appends rows; on opening it forgets those beyond the restored epoch.
 
@@ -18,8 +34,7 @@ class MetricsFile:
 
     def __init__(self, workdir: str, restored_epoch: int):
         self._path = os.path.join(workdir, FILE_NAME)
-        rows = [row for row in self._rows() if row["epoch"] <= restored_epoch]
-        self._replace(rows)
+        self._replace(row for row in rows(workdir) if row["epoch"] <= restored_epoch)
 
     def append(self, row: dict[str, Any]) -> None:
         try:
@@ -27,18 +42,6 @@ class MetricsFile:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise RunError(f"--workdir: can't write {self._path}: {error}") from error
-
-    def _rows(self):
-        if not os.path.exists(self._path):
-            return
-        with open(self._path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                    row["epoch"]
-                except (ValueError, KeyError, TypeError):
-                    return  # A line cut short by a crash; nothing sound follows it.
-                yield row
 
     def _replace(self, rows) -> None:
         temporary = self._path + ".tmp"

@@ -5,7 +5,7 @@ from absl import flags
 from experiments import command_line
 from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
-from experiments.reading import SEQUENCES
+from experiments.model_input import SEQUENCES
 from experiments.recipes import RECIPES
 from flax_lstm import CLASSIFIERS, POOLINGS
 

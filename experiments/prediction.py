@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.errors import RunError
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
+from experiments.pictures.png import save_png
 from flax_lstm import SequenceClassifier
 
 
@@ -57,25 +57,22 @@ class Prediction:
         bar_axes.set(xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class")
         bar_axes.invert_yaxis()
         bar_axes.spines[["top", "right"]].set_visible(False)
-        try:
-            figure.savefig(path, dpi=150, format="png")
-        except OSError as error:
-            raise RunError(f"can't write the picture {path}: {error}") from error
+        save_png(figure, path)
 
 
 def predict(
     model: SequenceClassifier,
     variables: Any,
     image: np.ndarray,
-    reading: Reading,
+    model_input: ModelInput,
     label: int | None = None,
 ) -> Prediction:
     """The prediction for one image in the form of the model's dataset."""
-    ink = jnp.asarray(image, jnp.float32)[None] / reading.white
-    logits = model.apply(variables, reading.of(ink))[0]
+    ink = jnp.asarray(image, jnp.float32)[None] / model_input.white
+    logits = model.apply(variables, model_input.of(ink))[0]
     return Prediction(
         image=image,
-        white=reading.white,
+        white=model_input.white,
         logits=np.asarray(logits),
         probabilities=np.asarray(jax.nn.softmax(logits)),
         label=label,

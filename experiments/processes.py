@@ -4,8 +4,10 @@ With one process everything here is free, and says what that process says.
 """
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.ending import end
 from experiments.errors import RunError
 
 AUTO = "auto"
@@ -40,11 +43,14 @@ def join(
         num_processes: how many there are; not with `auto`.
         index: which one this is, from 0; not with `auto`.
 
+    From here on, an abort ends this process with one line and `ProcessLost.status`:
+    so JAX's threads do when process 0 is gone, or others do not come in a minute.
+
     Raises:
-        RunError: nothing was found out, or process 0 was not. (If others do not come
-            within a minute, JAX itself aborts process 0, with its own messages.)
+        RunError: nothing was found out, or process 0 was not.
     """
     _silence_cpp()
+    _report_abort()
     detects = coordinator_address == AUTO
     try:
         jax.distributed.initialize(
@@ -67,6 +73,25 @@ def _silence_cpp() -> None:
     ours = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stderr = sys.__stderr__ = ours  # type: ignore[misc]
+
+
+def _report_abort() -> None:
+    """Has an abort by C++ say what it most likely is, and not dump its stack."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+# Not Python's `signal`: its handlers run in the main thread, which an abort of
+# another thread does not wait for.
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    del number
+    end(
+        "JAX has ended the run: process 0, or another one, is gone or never came; "
+        "start all of them again to go on from the last checkpoint",
+        ProcessLost.status,
+    )
 
 
 def is_first() -> bool:

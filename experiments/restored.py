@@ -5,12 +5,14 @@ import dataclasses
 import os
 from typing import Any
 
-from experiments import prediction
+from experiments import answers, prediction
+from experiments.answers import Answers
 from experiments.data import choose
+from experiments.data.dataset import Dataset
 from experiments.errors import RunError
-from experiments.images import FORMS, read_digit
+from experiments.images import FORMS, Form, read_digit
+from experiments.model_input import ModelInput
 from experiments.prediction import Prediction
-from experiments.reading import Reading
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
@@ -41,17 +43,30 @@ class RestoredClassifier:
     def picture_path(self, name: str) -> str:
         return os.path.join(self.workdir, f"{name}.png")
 
-    def predict_image(self, path: str) -> Prediction:
-        """Of any PNG or JPEG of one digit."""
+    @property
+    def form(self) -> Form:
+        """What an image is brought to for this model.
+
+        Raises:
+            RunError: it was trained on something else than digits.
+        """
         if self.dataset not in FORMS:
             raise RunError(
-                f"--image: expected a model of one of {', '.join(FORMS)} in --workdir, "
-                f"got one of {self.dataset}"
+                f"--workdir: expected a model of digits ({' or '.join(FORMS)}), got "
+                f"one of {self.dataset}"
             )
-        form = FORMS[self.dataset]
-        image = read_digit(path, form)
-        reading = Reading(form.white, self.sequence)
-        return prediction.predict(self.model, self.variables, image, reading)
+        return FORMS[self.dataset]
+
+    def answer_all(self, data: Dataset) -> Answers:
+        """The answers to all test examples of its dataset."""
+        model_input = ModelInput(data.white, self.sequence)
+        return answers.answer_all(self.model, self.variables, data.test, model_input)
+
+    def predict_image(self, path: str) -> Prediction:
+        """Of any PNG or JPEG of one digit."""
+        image = read_digit(path, self.form)
+        model_input = ModelInput(self.form.white, self.sequence)
+        return prediction.predict(self.model, self.variables, image, model_input)
 
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
@@ -68,7 +83,7 @@ class RestoredClassifier:
             self.model,
             self.variables,
             split.images[index],
-            Reading(data.white, self.sequence),
+            ModelInput(data.white, self.sequence),
             int(split.labels[index]),
         )
 

@@ -19,8 +19,9 @@ from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
+from experiments.model_input import ModelInput
+from experiments.pictures.of_run import draw_run
 from experiments.processes import say
-from experiments.reading import Reading
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
 from experiments.train_state import TrainState, create_state, optimizer
@@ -82,7 +83,7 @@ def train_and_test(
             whole = choose.load(
                 choice.name, data_dir, manual_dir, validate=parameters.validate
             )
-            _final_test(workdir, whole, parameters.reading(whole))
+            _final_test(workdir, whole, parameters.model_input(whole))
         processes.wait_for_all("end")
 
 
@@ -115,14 +116,14 @@ def _train(
     recorded: checkpoints.Recorded | None,
     stop: StopRequest,
 ) -> None:
-    model, reading = parameters.model(data), parameters.reading(data)
+    model, model_input = parameters.model(data), parameters.model_input(data)
     recipe = parameters.training_recipe
     steps = num_epochs * num_batches(data.train.total, parameters.batch_size)
     state = create_state(
         model,
         optimizer(recipe.step_size(parameters.learning_rate, steps), recipe.clip_norm),
         parameters.seed,
-        reading.shape(*data.image_shape),
+        model_input.shape(*data.image_shape),
         recipe.average_decay,
     )
     saved = checkpoints.Checkpoints(workdir, choice, parameters)
@@ -140,7 +141,7 @@ def _train(
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh),
             parameters.batch_size,
-            reading,
+            model_input,
             mesh,
             recipe.warp,
         )
@@ -151,7 +152,9 @@ def _train(
             if progress.steps < epochs.steps:
                 saved.save(state, model, epoch - 1, progress)
                 raise _stopped(stop, f"{progress.steps} steps into epoch {epoch}")
-            tested = evaluate(model, state.tested_params, test, reading, mesh).means()
+            tested = evaluate(
+                model, state.tested_params, test, model_input, mesh
+            ).means()
             if not math.isfinite(tested["loss"]):
                 raise _not_finite(workdir, f"in the test after epoch {epoch}")
             row = _row(epoch, state, progress.means, tested, start)
@@ -229,13 +232,13 @@ def _epoch_line(row: dict, num_epochs: int) -> str:
     )
 
 
-def _final_test(workdir: str, data: Dataset, reading: Reading) -> None:
+def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
     mesh = local_row_mesh(len(data.test))
     params = replicated(classifier.variables["params"], mesh)
     test = DeviceSplit.of(data.test, mesh)
-    totals = evaluate(classifier.model, params, test, reading, mesh)
+    totals = evaluate(classifier.model, params, test, model_input, mesh)
     means = totals.means()
     print(
         f"Final test: loss {means['loss']:.4f}, accuracy {means['accuracy']:.2%} "
@@ -245,10 +248,11 @@ def _final_test(workdir: str, data: Dataset, reading: Reading) -> None:
         classifier.model,
         classifier.variables,
         data.test.images[_SHOWN_TEST_INDEX],
-        reading,
+        model_input,
         int(data.test.labels[_SHOWN_TEST_INDEX]),
     )
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     shown.save_figure(path)
-    print(f"Picture: {path}", flush=True)
+    for picture in [path, *draw_run(classifier, data)]:
+        print(f"Picture: {picture}", flush=True)

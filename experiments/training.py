@@ -32,8 +32,8 @@ from experiments.batches import (
 )
 from experiments.devices import ROWS, replicated
 from experiments.dropout import masks_by_row
+from experiments.model_input import ModelInput
 from experiments.processes import agree, fetch
-from experiments.reading import Reading
 from experiments.train_state import TrainState
 
 _CHUNK_SECONDS = 0.5
@@ -84,7 +84,7 @@ class Epochs(flax.struct.PyTreeNode):
 
     split: DeviceSplit
     batch_size: int = flax.struct.field(pytree_node=False)
-    reading: Reading = flax.struct.field(pytree_node=False)
+    model_input: ModelInput = flax.struct.field(pytree_node=False)
     mesh: Mesh = flax.struct.field(pytree_node=False)
     warp: Warp | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -167,7 +167,7 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
         if epochs.warp is not None:
             key = jax.random.fold_in(state.warp_key, state.step)
             images = warped(epochs.warp, key, share.rows, images)
-        return epochs.reading.of(images)
+        return epochs.model_input.of(images)
 
     @functools.partial(
         jax.shard_map,
@@ -178,7 +178,7 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
     def on_every_device(split, state, sums, order, steps):
         def body(step, carry):
             state, sums, sound = carry
-            share = take_share(split, order, step, epochs.reading.white)
+            share = take_share(split, order, step, epochs.model_input.white)
             share = share._replace(inputs=inputs_of(share, state))
             state, totals = train_step(state, share)
             sums = add(sums, totals)

@@ -11,13 +11,13 @@ from experiments.benchmark.timing import Work
 from experiments.data.dataset import Split
 from experiments.devices import row_mesh
 from experiments.evaluation import evaluate
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
 from flax_lstm import LSTMClassifier
 
 _TRAIN_EXAMPLES, _TEST_EXAMPLES = 60_000, 10_000
-_READING = Reading(white=255)
+_MODEL_INPUT = ModelInput(white=255)
 
 
 def made_up_splits() -> tuple[Split, Split]:
@@ -28,7 +28,7 @@ def made_up_splits() -> tuple[Split, Split]:
 def _made_up_rows(examples: int, seed: int) -> Split:
     rng = np.random.default_rng(seed)
     images = rng.integers(
-        0, _READING.white + 1, (examples, NOTES.steps, NOTES.inputs), dtype=np.uint8
+        0, _MODEL_INPUT.white + 1, (examples, NOTES.steps, NOTES.inputs), dtype=np.uint8
     )
     return Split(images, rng.integers(0, CLASSES, examples, dtype=np.int32))
 
@@ -37,7 +37,7 @@ def ours(train: Split, test: Split) -> Work:
     """The experiment's epoch: shuffling, steps in compiled chunks, test pass."""
     model = LSTMClassifier(CLASSES, NOTES.inputs, NOTES.hidden, NOTES.layers)
     mesh = row_mesh(NOTES.batch)
-    epochs = Epochs(DeviceSplit.of(train, mesh), NOTES.batch, _READING, mesh)
+    epochs = Epochs(DeviceSplit.of(train, mesh), NOTES.batch, _MODEL_INPUT, mesh)
     tested = DeviceSplit.of(test, mesh)
     state = create_state(model, optimizer(1e-3), 0, train.images.shape[1:])
     number = 0
@@ -46,7 +46,7 @@ def ours(train: Split, test: Split) -> Work:
         nonlocal state, number
         number += 1
         state, _ = epochs.run(state, number, epochs.start())
-        jax.block_until_ready(evaluate(model, state.params, tested, _READING, mesh))
+        jax.block_until_ready(evaluate(model, state.params, tested, _MODEL_INPUT, mesh))
 
     return work
 
@@ -70,7 +70,9 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
             return len(self._labels)
 
         def __getitem__(self, index: int):
-            return self._images[index].float().div(_READING.white), self._labels[index]
+            return self._images[index].float().div(_MODEL_INPUT.white), self._labels[
+                index
+            ]
 
     torch.manual_seed(0)
     model = Classifier(NOTES)

@@ -21,12 +21,12 @@ from experiments.data.dataset import Split
 from experiments.dropout import masks_by_row
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
-from experiments.reading import Reading
+from experiments.model_input import ModelInput
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
 from flax_lstm import LSTMClassifier
 
-READING = Reading(white=16)
+MODEL_INPUT = ModelInput(white=16)
 KEY = jax.random.key(0)
 
 
@@ -42,7 +42,7 @@ def test_every_example_is_in_one_share_of_its_batch(examples, batch_size, count)
 
 def made_up_split(examples):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, READING.white + 1, (examples, 8, 8), dtype=np.uint8)
+    images = rng.integers(0, MODEL_INPUT.white + 1, (examples, 8, 8), dtype=np.uint8)
     return Split(images, rng.integers(0, 10, examples, dtype=np.int32))
 
 
@@ -53,10 +53,10 @@ def after_an_epoch(count, batch_size, least_rows, monkeypatch, dropout=0.0):
     mesh = devices.row_mesh(batch_size)
     split = made_up_split(50)
     model = LSTMClassifier(10, 8, 16, 2, batch_first=True, dropout=dropout)
-    epochs = Epochs(DeviceSplit.of(split, mesh), batch_size, READING, mesh)
+    epochs = Epochs(DeviceSplit.of(split, mesh), batch_size, MODEL_INPUT, mesh)
     state = create_state(model, optimizer(1e-3), 0, (8, 8))
     state, progress = epochs.run(state, 1, epochs.start())
-    tested = evaluate(model, state.params, epochs.split, READING, mesh)
+    tested = evaluate(model, state.params, epochs.split, MODEL_INPUT, mesh)
     return mesh.size, state, progress.means, tested.means()
 
 
@@ -174,7 +174,7 @@ def test_eight_devices_follow_one(monkeypatch):
         mesh = devices.row_mesh(100, count)
         data = digits.load()
         model = LSTMClassifier(10, 8, 128, 2, batch_first=True, dropout=0.1)
-        epochs = Epochs(DeviceSplit.of(data.train, mesh), 100, READING, mesh)
+        epochs = Epochs(DeviceSplit.of(data.train, mesh), 100, MODEL_INPUT, mesh)
         state = create_state(model, optimizer(1e-3), 0, (8, 8))
         losses = []
         epoch, progress = 1, epochs.start()

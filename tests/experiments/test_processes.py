@@ -112,7 +112,7 @@ def test_one_that_is_killed_ends_the_others_and_the_job_goes_on(tmp_path, killed
     assert time.monotonic() - began < 30
     assert status == LOST, errors
     assert errors.count("\n") == 1, errors
-    assert "another process of the run is gone" in errors
+    assert "is gone" in errors
     output, _ = train_in(2, workdir, *flags)
     assert "Restored: epoch " in output
     for row, other in zip(rows_of(workdir), rows_of(whole), strict=True):
@@ -129,6 +129,17 @@ def test_a_checkpoint_of_four_processes_continues_on_one_and_on_two(
     assert_same_curve(four, one_process)
     assert "Restored: epoch 2, step 30" in train_in(2, two, *FLAGS)[0]
     assert_same_curve(two, one_process)
+
+
+@pytest.mark.long
+def test_one_that_never_comes(tmp_path):
+    """JAX waits a minute for it."""
+    processes = start(2, tmp_path)
+    processes[1].kill()
+    (status, _, errors), _ = finish(processes)
+    assert status == LOST, errors
+    assert errors.count("\n") == 1, errors
+    assert "is gone or never came" in errors
 
 
 def test_different_flags_are_refused(tmp_path):

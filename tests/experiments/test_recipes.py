@@ -1,4 +1,4 @@
-"""Recipes: warped images, ways of reading them, step sizes, averaged weights."""
+"""Recipes: warped images, model inputs, step sizes, averaged weights."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from commands import assert_one_line_error, command, rows_of, train, training
 from experiments.augmentation import Warp, warped
 from experiments.data import digits
 from experiments.hyper_parameters import HyperParameters
-from experiments.reading import SEQUENCES, Reading
+from experiments.model_input import SEQUENCES, ModelInput
 from experiments.recipes import RECIPES
 from experiments.train_state import create_state, optimizer
 from flax_lstm import LSTMClassifier
@@ -76,11 +76,11 @@ def test_a_warp_belongs_to_the_row_not_to_the_place():
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_a_reading_has_every_pixel_once(sequence):
-    reading = Reading(white=1, sequence=sequence)
+def test_a_model_input_has_every_pixel_once(sequence):
+    model_input = ModelInput(white=1, sequence=sequence)
     images = jnp.arange(2 * 4 * 6).reshape(2, 4, 6)
-    read = reading.of(images)
-    assert read.shape == (2, *reading.shape(4, 6))
+    read = model_input.of(images)
+    assert read.shape == (2, *model_input.shape(4, 6))
     np.testing.assert_array_equal(jnp.sort(read.reshape(2, -1)), images.reshape(2, -1))
     in_order = np.array_equal(read.reshape(2, -1), images.reshape(2, -1))
     assert in_order == (sequence != "permuted")
@@ -88,7 +88,7 @@ def test_a_reading_has_every_pixel_once(sequence):
 
 def test_the_permutation_is_the_same_everywhere():
     """A checkpoint depends on it: these are NumPy's first numbers of seed 0."""
-    read = Reading(1, "permuted").of(jnp.arange(784).reshape(1, 28, 28))
+    read = ModelInput(1, "permuted").of(jnp.arange(784).reshape(1, 28, 28))
     np.testing.assert_array_equal(read[0, :4, 0], [318, 2, 494, 527])
 
 

@@ -1,0 +1,47 @@
+"""Serves a page on which a trained LSTM reads what you draw; see `--help`."""
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+flags.DEFINE_integer(
+    "port", 8128, "Port to listen on; 0 takes a free one.", lower_bound=0,
+    upper_bound=65535,
+)  # fmt: skip
+flags.DEFINE_multi_string(
+    "allow_host",
+    [],
+    "A name by which browsers may ask for the page, beside --host and this machine's "
+    "own for itself (localhost, …); may be repeated.",
+)
+flags.DEFINE_string(
+    "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
+)
+flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files.")
+flags.mark_flag_as_required("workdir")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments import restored
+    from experiments.draw import app, reader, server
+
+    classifier = restored.restore(FLAGS.workdir, FLAGS.step)
+    digits = reader.find_test_digits(
+        classifier.dataset, FLAGS.data_dir, FLAGS.manual_dir
+    )
+    reading = reader.Reader(classifier, digits)
+    page = app.create_app(reading, [FLAGS.host, *FLAGS.allow_host])
+    print(f"{classifier.description}")
+    if isinstance(digits, str):
+        print(f"No test digits: {digits}")
+    server.serve(page, FLAGS.host, FLAGS.port)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,36 @@
+"""Listening on an address until Ctrl-C."""
+
+import logging
+import socket
+
+from flask import Flask
+from werkzeug.serving import make_server
+
+from experiments.errors import RunError
+
+
+def serve(app: Flask, host: str, port: int) -> None:
+    """Prints the page's address and answers requests, each in a thread.
+
+    Raises:
+        RunError: the address can't be listened on.
+    """
+    # werkzeug's server: for a person or a few, which is what a loopback page has.
+    # It is given a socket, since it would end the process if it could not bind.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"--host, --port: can't listen on {host}, port {port}: {error}"
+        ) from error
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # No line for each request.
+    with listening:
+        port = listening.getsockname()[1]
+        server = make_server(host, port, app, threaded=True, fd=listening.fileno())
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Draw at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        finally:
+            server.server_close()

@@ -1,0 +1,30 @@
+"""Counts how many made-up drawings a trained classifier reads right; see `--help`."""
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+flags.DEFINE_integer("hands", 2, "How many draw every shape.", lower_bound=1)
+flags.DEFINE_string("output", None, "A picture of those read wrongly (default: none).")
+flags.mark_flag_as_required("workdir")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments import restored
+    from experiments.drawings import score
+
+    classifier = restored.restore(FLAGS.workdir, FLAGS.step)
+    scored = score.score(classifier, FLAGS.hands)
+    print(f"{classifier.description}\n{scored.text()}")
+    if FLAGS.output is not None:
+        scored.save_mistakes(FLAGS.output)
+        print(f"Picture: {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

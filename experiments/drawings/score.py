@@ -1,0 +1,86 @@
+"""Reading every made-up drawing, and counting."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.drawings.styles import Drawing, draw_all
+from experiments.images import to_form
+from experiments.model_input import ModelInput
+from experiments.pictures.png import save_png
+from experiments.restored import RestoredClassifier
+
+_COLUMNS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The N `drawings`, `forms` (N, T, I) as the model sees them, `answers` (N,)."""
+
+    drawings: list[Drawing]
+    forms: np.ndarray
+    answers: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.answers == [drawing.label for drawing in self.drawings]
+
+    def text(self) -> str:
+        """Right and total by style and by digit, what is wrong, and the sum."""
+        lines = [
+            *self._by("style", [drawing.style for drawing in self.drawings]),
+            *self._by("digit", [str(drawing.label) for drawing in self.drawings]),
+            *(
+                f"  wrong: {drawing.label}, {drawing.shape}, {drawing.style}: {answer}"
+                for drawing, answer, right in zip(
+                    self.drawings, self.answers, self.right, strict=True
+                )
+                if not right
+            ),
+            f"All: {_share(self.right)}",
+        ]
+        return "\n".join(lines)
+
+    def _by(self, kind: str, names: list[str]) -> list[str]:
+        return [
+            f"  {kind} {name}: {_share(self.right[np.array(names) == name])}"
+            for name in dict.fromkeys(names)
+        ]
+
+    def save_mistakes(self, path: str) -> None:
+        """Draws each wrongly read drawing over what the model saw of it."""
+        from matplotlib.figure import Figure
+
+        wrong = np.flatnonzero(~self.right)
+        lines = max(1, -(-len(wrong) // _COLUMNS))
+        figure = Figure(figsize=(_COLUMNS, 2.4 * lines), layout="constrained")
+        cells = figure.subplots(2 * lines, _COLUMNS, squeeze=False)
+        for axes in cells.flat:
+            axes.set_axis_off()
+        for place, index in enumerate(wrong):
+            line, column = divmod(place, _COLUMNS)
+            drawing = self.drawings[index]
+            above, below = cells[2 * line : 2 * line + 2, column]
+            above.imshow(drawing.grey, cmap="gray", vmin=0, vmax=255)
+            above.set_title(f"{drawing.label} as {self.answers[index]}", fontsize=9)
+            below.imshow(self.forms[index], cmap="gray_r")
+        save_png(figure, path)
+
+
+def score(classifier: RestoredClassifier, hands: int) -> Scored:
+    """Brings all drawings of so many hands to the model's form, and reads them."""
+    drawings = draw_all(hands)
+    form = classifier.form
+    forms = np.stack(
+        [to_form(d.grey, form, f"the {d.shape} {d.label}") for d in drawings]
+    )
+    ink = jnp.asarray(forms, jnp.float32) / form.white
+    inputs = ModelInput(form.white, classifier.sequence).of(ink)
+    logits = classifier.model.apply(classifier.variables, inputs)
+    return Scored(drawings, forms, np.asarray(logits).argmax(-1))
+
+
+def _share(right: np.ndarray) -> str:
+    return f"{right.sum()} of {len(right)} ({right.mean():.1%})"

@@ -1,0 +1,29 @@
+"""Draws how a trained LSTM reads one digit, row by row; see `--help`."""
+
+from absl import flags
+
+from experiments import command_line, one_digit
+from experiments.one_digit import FLAGS
+
+flags.adopt_module_key_flags(one_digit)  # For `--help`.
+
+
+def main() -> None:
+    classifier = one_digit.restore()
+
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments import reading
+    from experiments.pictures.gates import save_gates
+
+    reading.require_rows_and_lstm(classifier)
+    shown, name = one_digit.predict(classifier)
+    read = reading.read(
+        classifier.model, classifier.variables, shown.image, shown.white
+    )
+    path = FLAGS.output or classifier.picture_path(f"gates-{name}")
+    save_gates(read, shown, path)
+    print(f"{classifier.description}\n{shown.text()}\nPicture: {path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,50 @@
+"""The flags that name a trained classifier and one digit; importing defines them."""
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
+    from experiments.prediction import Prediction
+    from experiments.restored import RestoredClassifier
+
+flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+flags.DEFINE_integer(
+    "index", None, "Number of an example of the dataset (default: 0).", lower_bound=0
+)
+flags.DEFINE_string("image", None, "A PNG or JPEG of one digit, instead of --index.")
+flags.DEFINE_enum("split", "test", ("train", "test"), "Where --index counts.")
+flags.DEFINE_string("output", None, "The picture to write (default: in the workdir).")
+flags.DEFINE_string(
+    "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
+)
+flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files.")
+flags.mark_flag_as_required("workdir")
+
+FLAGS = flags.FLAGS
+
+
+def restore() -> "RestoredClassifier":
+    """The classifier that --workdir and --step name.
+
+    Raises:
+        RunError: there is none, or the flags contradict each other.
+    """
+    from experiments import restored
+    from experiments.errors import RunError
+
+    if FLAGS.image is not None and FLAGS.index is not None:
+        raise RunError("--image: expected either --image or --index, got both")
+    return restored.restore(FLAGS.workdir, FLAGS.step)
+
+
+def predict(classifier: "RestoredClassifier") -> tuple["Prediction", str]:
+    """The prediction for the digit of --image or --index, and a name for pictures."""
+    if FLAGS.image is not None:
+        return classifier.predict_image(FLAGS.image), "image"
+    index = FLAGS.index or 0
+    shown = classifier.predict_example(
+        FLAGS.split, index, FLAGS.data_dir, FLAGS.manual_dir
+    )
+    return shown, f"{FLAGS.split}-{index}"

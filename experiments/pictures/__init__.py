@@ -1,0 +1,1 @@
+"""What a run and a reading look like, drawn by matplotlib."""

@@ -1,0 +1,75 @@
+"""Made-up drawings of digits, and what the preprocessing makes of them."""
+
+import os
+
+import numpy as np
+import pytest
+
+from experiments.drawings.score import score
+from experiments.drawings.styles import STYLES, draw_all
+from experiments.images import FORMS, to_form
+from experiments.restored import restore
+
+PLAIN = "dark on light"
+HANDS = 1
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return draw_all(HANDS)
+
+
+def test_every_digit_is_drawn_in_every_style_the_same_at_every_call(drawings):
+    assert len(drawings) == 180
+    count = HANDS * 3  # Shapes of each digit.
+    for style in STYLES:
+        labels = [d.label for d in drawings if d.style == style]
+        assert np.bincount(labels).tolist() == [count] * 10
+    for drawing, again in zip(drawings, draw_all(HANDS), strict=True):
+        np.testing.assert_array_equal(drawing.grey, again.grey)
+
+
+@pytest.fixture(scope="module")
+def forms(drawings):
+    """By style, (drawings, side, side) in MNIST's form."""
+    form = FORMS["mnist"]
+    return {
+        style: np.stack(
+            [to_form(d.grey, form, d.shape) for d in drawings if d.style == style]
+        ).astype(float)
+        for style in STYLES
+    }
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != PLAIN])
+def test_the_same_digit_looks_alike_in_all_styles(forms, style):
+    plain, other = forms[PLAIN], forms[style]
+    lengths = np.sqrt((plain**2).sum((1, 2)) * (other**2).sum((1, 2)))
+    likeness = (plain * other).sum((1, 2)) / lengths  # Cosines: 1 is equal.
+    # A centre of mass that is rounded to the next pixel costs up to 0.3, a pen of
+    # twice the width 0.15; of two different digits it is 0.3 to 0.6.
+    assert np.median(likeness) > (0.85 if style == "thick" else 0.97)
+    assert likeness.min() > 0.6
+
+
+@pytest.mark.slow
+def test_drawings_are_scored_by_style_and_digit(trained):
+    workdir, _ = trained
+    scored = score(restore(str(workdir)), HANDS)
+    assert len(scored.answers) == 30 * len(STYLES)
+    right = int(scored.right.sum())
+    # Trained on scanned 8x8 digits, it knows the look of these; chance is 18.
+    assert right > 90
+    lines = scored.text().splitlines()
+    assert lines[-1].startswith(f"All: {right} of 180 (")
+    assert lines[0].startswith("  style dark on light: ")
+    assert sum(line.startswith("  wrong: ") for line in lines) == 180 - right
+
+
+@pytest.mark.slow
+def test_a_model_of_mnist_reads_at_least_95_percent():
+    workdir = os.environ.get("MNIST_WORKDIR")
+    if not workdir:
+        pytest.skip("needs a trained model: MNIST_WORKDIR=folder of a run on MNIST")
+    scored = score(restore(workdir), hands=2)
+    assert scored.right.mean() >= 0.95, scored.text()

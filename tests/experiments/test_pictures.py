@@ -1,0 +1,125 @@
+"""The pictures of a run and of a reading."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import command
+from PIL import Image
+
+from experiments.answers import Answers, answer_all
+from experiments.data import digits
+from experiments.errors import RunError
+from experiments.model_input import ModelInput
+from experiments.pictures.confusion import counts_of, save_confusion
+from experiments.pictures.curves import save_curves
+from experiments.pictures.gates import units_by_peak
+from experiments.pictures.mistakes import save_mistakes
+from experiments.pictures.png import save_png
+from experiments.reading import LayerTrace
+from experiments.restored import restore
+
+RUN_PICTURES = ("curves", "confusion", "mistakes")
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        picture.load()
+        return picture.size
+
+
+def test_every_run_leaves_its_pictures(trained):
+    workdir, output = trained
+    for name in RUN_PICTURES:
+        assert f"Picture: {workdir}/{name}.png" in output
+        assert min(size_of(workdir / f"{name}.png")) > 300
+
+
+@pytest.mark.slow
+def test_pictures_follow_a_run_that_goes_on(tmp_path):
+    done = command(
+        "mnist", "--dataset=digits", "--num_epochs=1", f"--workdir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    before = {name: (tmp_path / f"{name}.png").read_bytes() for name in RUN_PICTURES}
+    done = command(
+        "mnist", "--dataset=digits", "--num_epochs=2", f"--workdir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    for name in RUN_PICTURES:
+        assert (tmp_path / f"{name}.png").read_bytes() != before[name], name
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_gates_of_a_digit_as_a_picture(trained, tmp_path):
+    workdir, _ = trained
+    path = tmp_path / "gates.png"
+    done = command("gates", f"--workdir={workdir}", "--index=2", f"--output={path}")
+    assert done.returncode == 0, done.stderr
+    assert f"Label: {digits.load().test.labels[2]}\nPrediction: " in done.stdout
+    assert min(size_of(path)) > 600
+
+
+def test_answers_to_a_split_are_the_tested_ones(trained):
+    workdir, _ = trained
+    classifier = restore(str(workdir))
+    test = digits.load().test
+    answers = answer_all(
+        classifier.model, classifier.variables, test, ModelInput(digits.WHITE)
+    )
+    row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (answers.answers == test.labels).mean() == row["test_accuracy"]
+    # Two orders of summing 360 float32 numbers.
+    assert answers.losses.mean() == pytest.approx(row["test_loss"], rel=1e-5)
+
+
+def three_answers(labels, probabilities):
+    probabilities = np.array(probabilities)
+    labels = np.array(labels)
+    losses = -np.log(probabilities[np.arange(len(labels)), labels])
+    return Answers(labels, probabilities.argmax(1), probabilities, losses)
+
+
+def test_mistakes_come_with_the_worst_first():
+    answers = three_answers(
+        [0, 1, 1, 0], [[0.4, 0.6], [0.1, 0.9], [1, 1e-9], [0.5, 0.4]]
+    )
+    assert answers.mistakes().tolist() == [2, 0]
+    assert answers.hardest().tolist() == [2, 0, 3, 1]
+
+
+def test_confusion_counts_labels_in_rows():
+    answers = three_answers([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    assert counts_of(answers, 2).tolist() == [[1, 0], [2, 0]]
+
+
+def test_a_run_without_errors_has_pictures_too(tmp_path):
+    answers = three_answers([0, 1], [[1, 0], [0, 1]])
+    data = digits.load()
+    save_confusion(answers, str(tmp_path / "confusion.png"))
+    save_mistakes(answers, data, str(tmp_path / "mistakes.png"))
+    row = {"epoch": 1, "train_examples": 2, "test_examples": 2}
+    for split in ("train", "test"):
+        row |= {f"{split}_loss": 1e-7, f"{split}_accuracy": 1.0}
+    save_curves([row], str(tmp_path / "curves.png"))
+    assert all(size_of(tmp_path / f"{name}.png") for name in RUN_PICTURES)
+
+
+def test_units_are_sorted_by_the_row_of_their_peak():
+    c = np.array([[0.1, -3.0, 0.0], [0.0, 1.0, 0.2], [-0.5, 0.0, 0.1]])
+    assert units_by_peak(LayerTrace("layer_0", c, c, c, c)).tolist() == [1, 2, 0]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    class Broken:
+        def savefig(self, path, **options):
+            with open(path, "wb") as file:
+                file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"old")
+    with pytest.raises(RunError, match=r"can't write the picture .*curves.png"):
+        save_png(Broken(), str(path))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]

@@ -1,0 +1,108 @@
+"""The reading of one image, against the model and against the equations."""
+
+import jax
+import numpy as np
+import pytest
+from numpy_stack import run, sigmoid
+
+from experiments.errors import RunError
+from experiments.reading import read
+from flax_lstm import LSTMClassifier, StackedLSTM
+
+WHITE = 255
+MODELS = {
+    "two layers": {},
+    "all options": {"bidirectional": True, "proj_size": 3, "bias": False},
+}
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def example(request):
+    model = LSTMClassifier(input_size=5, hidden_size=7, **request.param)
+    image = np.random.default_rng(0).integers(0, WHITE + 1, (6, 5), np.uint8)
+    # Larger than they are drawn, so that gates are not all about a half.
+    drawn = jax.jit(model.init)(jax.random.key(0), image[None] / WHITE)
+    variables = jax.tree.map(lambda p: 3 * p, drawn)
+    return model, variables, image
+
+
+def test_reading_agrees_with_the_model_and_the_equations(example):
+    model, variables, image = example
+    reading = read(model, variables, image, WHITE)
+    inputs = (image / WHITE).astype(np.float32)
+
+    # float32 sums of 7 products in another order: some 1e-7.
+    close = {"rtol": 0, "atol": 2e-6}
+    logits = model.apply(variables, inputs[None])[0]
+    np.testing.assert_allclose(
+        reading.probabilities[-1], jax.nn.softmax(logits), **close
+    )
+    params = variables["params"]["lstm"]
+    stack = StackedLSTM(
+        model.input_size,
+        model.hidden_size,
+        model.num_layers,
+        bias=model.bias,
+        bidirectional=model.bidirectional,
+        proj_size=model.proj_size,
+    )
+    _, (_, c_n) = stack.apply({"params": params}, inputs)
+    assert [layer.name for layer in reading.layers] == list(params)
+    for layer, c in zip(reading.layers, c_n, strict=True):
+        last = 0 if layer.name.endswith("_reverse") else -1
+        np.testing.assert_allclose(layer.c[last], c, **close)
+
+    np.testing.assert_allclose(
+        reading.probabilities, answers_to_prefixes(model, variables, inputs), **close
+    )
+    x = inputs
+    for layer in range(model.num_layers):
+        traces = [t for t in reading.layers if t.name.startswith(f"layer_{layer}")]
+        outputs = [follow(params[trace.name], x, trace, close) for trace in traces]
+        x = np.concatenate(outputs, axis=-1)
+
+
+def answers_to_prefixes(model, variables, inputs):
+    params = jax.tree.map(np.float64, variables["params"])
+    rows = len(inputs)
+    states = model.num_layers * (2 if model.bidirectional else 1)
+    hx = [
+        np.zeros((states, rows, size))
+        for size in (model.proj_size or model.hidden_size, model.hidden_size)
+    ]
+    prefixes = np.repeat(inputs[:, None].astype(np.float64), rows, axis=1)
+    lengths = range(1, rows + 1)
+    output, _ = run("lstm", params["lstm"], prefixes, hx, lengths)
+    last = np.stack([output[length - 1, row] for row, length in enumerate(lengths)])
+    logits = last @ params["head"]["kernel"] + params["head"]["bias"]
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def follow(params, x, trace, close):
+    """Compares each row's gates with NumPy's; the layer's output (T, P)."""
+    cell = jax.tree.map(np.float64, params)
+    h = np.zeros(cell["hi"]["kernel"].shape[0])
+    c = np.zeros(cell["hi"]["kernel"].shape[1])
+    rows = range(len(x))
+    output = np.zeros((len(x), len(h)))
+    for row in reversed(rows) if trace.name.endswith("_reverse") else rows:
+        product = {
+            gate: x[row] @ cell[f"i{gate}"]["kernel"]
+            + h @ cell[f"h{gate}"]["kernel"]
+            + cell[f"h{gate}"].get("bias", 0)
+            for gate in "ifgo"
+        }
+        i, f, o = (sigmoid(product[gate]) for gate in "ifo")
+        c = f * c + i * np.tanh(product["g"])
+        h = o * np.tanh(c)
+        h = h @ cell["hr"]["kernel"] if "hr" in cell else h
+        for name, value in {"i": i, "f": f, "o": o, "c": c}.items():
+            np.testing.assert_allclose(getattr(trace, name)[row], value, **close)
+        output[row] = h
+    return output
+
+
+def test_a_model_without_these_gates_is_refused():
+    with pytest.raises(RunError, match="--workdir: expected a run of an LSTM"):
+        read(StackedLSTM(5, 7), {}, np.zeros((6, 5), np.uint8), WHITE)
