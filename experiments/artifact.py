@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.images import FORMS
+from experiments.model_input import ModelInput
 from experiments.restored import RestoredClassifier
 from experiments.whole_file import write_whole
 
@@ -40,13 +40,18 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
     """`classifier` as a function of images as they lie in a file.
 
     Its input is uint8 (b, rows, columns) for any number b, its output the logits,
-    float32 (b, num_classes): the division by white is inside.
+    float32 (b, num_classes): the division by white is inside, and the order in which
+    pixels are read.
+
+    Raises:
+        RunError: it was trained on something else than images.
     """
-    form = FORMS[classifier.dataset]
+    form = classifier.form
+    model_input = ModelInput(form.white, classifier.sequence)
 
     def classify(images):
-        inputs = images.astype(jnp.float32) / form.white
-        return classifier.model.apply(classifier.variables, inputs)
+        ink = images.astype(jnp.float32) / form.white
+        return classifier.model.apply(classifier.variables, model_input.of(ink))
 
     shape = jax.export.symbolic_shape(f"b, {form.side}, {form.side}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)

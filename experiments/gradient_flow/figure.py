@@ -1,24 +1,34 @@
 """Curves of a gradient's size over the steps of a sequence."""
 
-import io
 from typing import Any
 
 import numpy as np
+
+from experiments.pictures.png import save_png
 
 # Beyond these lies nothing that an optimizer could tell from 0 or infinity.
 _SMALLEST, _LARGEST = 1e-20, 1e20
 
 
-def pictures(results: dict[str, Any]) -> dict[str, bytes]:
-    """PNGs by name: `first-weights`, `training` and `pooling`."""
-    return {
+def save_pictures(results: dict[str, Any], output: str) -> list[str]:
+    """Draws `output`-first-weights.png, -training.png and -pooling.png.
+
+    Raises:
+        RunError: they can't be written.
+    """
+    figures = {
         "first-weights": _first_weights(results["first_weights"]),
         "training": _training(results["training"]),
         "pooling": _pooling(results["pooling"]),
     }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(f"{output}-{name}.png")
+        save_png(figure, paths[-1])
+    return paths
 
 
-def _first_weights(by_cell: dict[str, dict[str, list[float]]]) -> bytes:
+def _first_weights(by_cell: dict[str, dict[str, list[float]]]) -> Any:
     figure, axes = _panels(1, len(by_cell), "‖∂ output_T / ∂ x_t‖")
     for panel, (cell, by_scale) in zip(axes, by_cell.items(), strict=True):
         for number, (scale, norms) in enumerate(by_scale.items()):
@@ -27,10 +37,10 @@ def _first_weights(by_cell: dict[str, dict[str, list[float]]]) -> bytes:
         panel.set_title(cell, fontsize="medium")
         title = "forget bias" if "forget" in cell else "gain"
         panel.legend(title=title, fontsize="small", frameon=False, loc="upper right")
-    return _png(figure)
+    return figure
 
 
-def _training(networks: dict[str, Any]) -> bytes:
+def _training(networks: dict[str, Any]) -> Any:
     figure, axes = _panels(2, -(-len(networks) // 2), "‖∂ output_T / ∂ x_t‖")
     # Without reshaping, a cell's two networks would not stand below each other.
     by_column = axes.reshape(2, -1).T.ravel()
@@ -38,16 +48,16 @@ def _training(networks: dict[str, Any]) -> bytes:
         _before_and_after(panel, network)
         panel.set_title(f"{name}: {network['accuracy']:.0%}", fontsize="medium")
     axes[0].legend(fontsize="small", frameon=False, loc="upper left")
-    return _png(figure)
+    return figure
 
 
-def _pooling(networks: dict[str, Any]) -> bytes:
+def _pooling(networks: dict[str, Any]) -> Any:
     figure, axes = _panels(2, -(-len(networks) // 2), "‖∂ logits / ∂ x_t‖")
     for panel, (name, network) in zip(axes, networks.items(), strict=False):
         _before_and_after(panel, network)
         panel.set_title(f"{name}: {network['accuracy']:.0%}", fontsize="medium")
     axes[0].legend(fontsize="small", frameon=False, loc="upper left")
-    return _png(figure)
+    return figure
 
 
 def _before_and_after(panel: Any, network: dict[str, Any]) -> None:
@@ -81,9 +91,3 @@ def _shade(number: int, of: int) -> Any:
     import matplotlib
 
     return matplotlib.colormaps["viridis"](number / of)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png")
-    return buffer.getvalue()

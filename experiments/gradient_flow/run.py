@@ -59,10 +59,8 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
     }
     print(f"\n{table(results)}\n")
     write_whole(f"{output}.json", (json.dumps(results) + "\n").encode())
-    print(f"Results: {output}.json")
-    for name, picture in figure.pictures(results).items():
-        write_whole(f"{output}-{name}.png", picture)
-        print(f"Picture: {output}-{name}.png")
+    pictures = figure.save_pictures(results, output)
+    print("\n".join([f"Results: {output}.json", *(f"Picture: {p}" for p in pictures)]))
 
 
 def _first_weights(x: jax.Array, seed: int) -> dict[str, dict[str, list[float]]]:

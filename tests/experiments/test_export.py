@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import assert_one_line_error, command
 
+from experiments.artifact import export_classifier
 from experiments.data import digits
-from flax_lstm import load_classifier
+from experiments.model_input import ModelInput
+from experiments.restored import RestoredClassifier
+from flax_lstm import RNNClassifier, load_classifier
 
 # What somebody with JAX and NumPy alone runs, on an artifact, images, and a place to
 # write the logits to.
@@ -96,6 +100,33 @@ def test_it_lies_in_the_workdir_if_no_other_place_is_named(trained):
     assert f"Artifact: {path}, for cpu and cuda\n" in done.stdout
     assert json.loads(path.with_suffix(".jaxexport.json").read_text())["step"] == 270
     assert jax.export.deserialize(bytearray(path.read_bytes())).in_avals
+
+
+@pytest.mark.parametrize("sequence", ["pixels", "permuted"])
+def test_the_order_of_the_pixels_is_inside(sequence):
+    model = RNNClassifier(input_size=1, hidden_size=4, num_layers=1)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 64, 1)))
+    classifier = RestoredClassifier(
+        workdir="",
+        model=model,
+        variables=variables,
+        dataset="digits",
+        sequence=sequence,
+        validated=False,
+        epoch=1,
+        step=1,
+    )
+    content = export_classifier(classifier).content
+    images = digits.load().test.images[:3]
+    ink = images.astype(np.float32) / digits.WHITE
+    inputs = ModelInput(digits.WHITE, sequence).of(ink)
+    # The same sums, in an order that follows from the batch's size.
+    np.testing.assert_allclose(
+        jax.export.deserialize(bytearray(content)).call(images),
+        jax.jit(model.apply)(variables, inputs),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_an_output_that_cannot_be_written(trained, tmp_path):
