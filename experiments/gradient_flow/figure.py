@@ -36,7 +36,7 @@ def _first_weights(by_cell: dict[str, dict[str, list[float]]]) -> Any:
             panel.plot(_steps(norms), norms, color=color, label=scale)
         panel.set_title(cell, fontsize="medium")
         title = "forget bias" if "forget" in cell else "gain"
-        panel.legend(title=title, fontsize="small", frameon=False, loc="upper right")
+        panel.legend(title=title, fontsize="x-small", loc="upper right")
     return figure
 
 
@@ -69,7 +69,7 @@ def _before_and_after(panel: Any, network: dict[str, Any]) -> None:
 def _panels(rows: int, columns: int, label: str) -> tuple[Any, np.ndarray]:
     from matplotlib.figure import Figure
 
-    size = (2.6 * columns + 0.6, 2.7 * rows)
+    size = (2.6 * columns + 0.6, 3.2 * rows)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel in axes.ravel():
