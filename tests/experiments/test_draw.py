@@ -1,0 +1,253 @@
+"""The drawing page's server, asked without a socket where possible."""
+
+import base64
+import http.client
+import io
+import re
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+from commands import arguments, assert_one_line_error, command
+from PIL import Image, ImageDraw
+
+from experiments.data import digits
+from experiments.draw.app import MAX_BODY, create_app
+from experiments.draw.reader import HARDEST, Reader
+from experiments.restored import restore
+from flax_lstm import load_classifier
+
+PNG = {"content_type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return restore(str(trained[0]))
+
+
+@pytest.fixture(scope="module")
+def reader(classifier):
+    return Reader(classifier, digits.load())
+
+
+@pytest.fixture(scope="module")
+def client(reader):
+    return create_app(reader, ["127.0.0.1"]).test_client()
+
+
+@pytest.fixture(scope="module")
+def logits(trained):
+    """Of the test digits, as a user of the library would compute them."""
+    model, variables = load_classifier(trained[0])
+    images = digits.load().test.images.astype(np.float32) / digits.WHITE
+    return np.asarray(model.apply(variables, images))
+
+
+def picture(draw=True, size=(140, 140), kind="PNG"):
+    image = Image.new("L", size, 255)
+    if draw:
+        ImageDraw.Draw(image).ellipse((45, 25, 95, 115), outline=0, width=12)
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def test_a_test_digit_is_read_row_by_row(client, logits):
+    test = digits.load().test
+    for index in (0, 3, 359):
+        answer = client.get(f"/api/test/{index}").json
+        assert (answer["index"], answer["label"]) == (index, test.labels[index])
+        assert answer["answer"] == logits[index].argmax()
+        probabilities = np.array(answer["probabilities"])
+        assert probabilities.shape == (8, 10)
+        expected = np.exp(logits[index]) / np.exp(logits[index]).sum()
+        # Four decimals are sent.
+        np.testing.assert_allclose(probabilities[-1], expected, atol=1e-4)
+        image = np.frombuffer(base64.b64decode(answer["image"]), np.uint8)
+        np.testing.assert_array_equal(
+            image, np.rint(test.images[index].ravel() / digits.WHITE * 255)
+        )
+
+
+def test_gates_and_cell_state_of_every_layer_come_along(client):
+    layers = client.get("/api/test/0").json["layers"]
+    assert [layer["name"] for layer in layers] == ["layer_0", "layer_1"]
+    for layer in layers:
+        for name in "ifoc":
+            assert len(base64.b64decode(layer[name])) == 8 * 128
+        assert layer["limit"] > 0
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_drawing_is_read_as_predict_reads_it(client, classifier, tmp_path, kind):
+    path = tmp_path / "digit"
+    path.write_bytes(picture(kind=kind))
+    mime = f"image/{kind.lower()}"
+    response = client.post("/api/read", data=path.read_bytes(), content_type=mime)
+    assert response.status_code == 200
+    shown = classifier.predict_image(str(path))
+    assert response.json["answer"] == shown.answer == 0
+    assert "label" not in response.json
+    np.testing.assert_allclose(
+        response.json["probabilities"][-1], shown.probabilities, atol=1e-4
+    )
+
+
+def test_the_hardest_are_those_of_the_largest_loss(client, logits):
+    labels = digits.load().test.labels
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    hardest = client.get("/api/hardest").json
+    assert [hard["index"] for hard in hardest] == np.argsort(-losses)[:HARDEST].tolist()
+    assert all(hard["answer"] == logits[hard["index"]].argmax() for hard in hardest)
+
+
+def test_the_page_says_what_the_model_was_trained_on(client):
+    about = client.get("/api/model").json
+    assert about["embedded"] is True
+    assert (about["side"], about["tests"], about["testsMissing"]) == (8, 360, None)
+    assert (about["layers"], about["units"], about["epoch"]) == (2, 128, 20)
+
+
+def test_without_test_digits_a_drawing_is_read_all_the_same(classifier):
+    client = create_app(Reader(classifier, "no network"), []).test_client()
+    assert client.get("/api/model").json["testsMissing"] == "no network"
+    assert client.get("/api/hardest").json == []
+    response = client.get("/api/test/0")
+    assert (response.status_code, response.json) == (
+        404,
+        {"error": "no test digits: no network"},
+    )
+    assert client.post("/api/read", data=picture(), **PNG).json["answer"] == 0
+
+
+def test_the_page_fetches_nothing_from_elsewhere(client):
+    for path in (
+        "/",
+        "/page/draw.js",
+        "/page/pad.js",
+        "/page/maps.js",
+        "/page/draw.css",
+    ):
+        response = client.get(path)
+        assert response.status_code == 200
+        assert not re.search(r"(https?:)?//[\w.]+\.\w", response.text), path
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+
+
+REFUSED = {
+    "text": ({"data": b"hello", **PNG}, 422, "expected a PNG or JPEG"),
+    "nothing": ({"data": b"", **PNG}, 422, "expected a PNG or JPEG"),
+    "cut short": ({"data": picture()[:-60], **PNG}, 422, "expected a PNG or JPEG"),
+    "blank": ({"data": picture(draw=False), **PNG}, 422, "got an even surface"),
+    "too many pixels": (
+        {"data": picture(draw=False, size=(9000, 9000)), **PNG},
+        422,
+        "expected at most 64,000,000 pixels",
+    ),
+    "other type": ({"data": b"{}", "content_type": "text/json"}, 415, "Content-Type:"),
+    "no type": ({"data": picture()}, 415, "expected image/png or image/jpeg"),
+    "too large": (
+        {"data": bytes(MAX_BODY + 1), **PNG},
+        413,
+        "at most 12,582,912 bytes",
+    ),
+    "other page": (
+        {"data": picture(), **PNG, "headers": {"Origin": "http://evil.example"}},
+        403,
+        "Origin: expected localhost, got http://evil.example",
+    ),
+    "no page": (
+        {"data": picture(), **PNG, "headers": {"Origin": "null"}},
+        403,
+        "Origin:",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "status", "why"), REFUSED.values(), ids=REFUSED)
+def test_bad_pictures_are_refused_in_one_line(client, request_, status, why):
+    response = client.post("/api/read", **request_)
+    assert response.status_code == status
+    assert why in response.json["error"]
+    assert "\n" not in response.json["error"]
+
+
+def test_a_picture_of_this_page_is_taken(client):
+    headers = {"Origin": "http://localhost:81", "Host": "localhost:81"}
+    response = client.post("/api/read", data=picture(), headers=headers, **PNG)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/test/360", 404),
+        ("GET", "/api/test/x", 404),
+        ("GET", "/api/test/-1", 404),
+        ("GET", "/page/../app.py", 404),
+        ("GET", "/page/%2e%2e/app.py", 404),
+        ("GET", "/api/read", 405),
+        ("PUT", "/api/model", 405),
+    ],
+)
+def test_what_there_is_not(client, method, path, status):
+    response = client.open(path, method=method)
+    assert response.status_code == status
+    assert set(response.json) == {"error"}
+
+
+HOSTS = {
+    "127.0.0.1:8128": True,
+    "localhost": True,
+    "LOCALHOST:1": True,
+    "[::1]:8128": True,
+    "box.example:80": True,
+    "evil.example": False,
+    "127.0.0.1.evil.example": False,
+    "localhost@evil.example": False,
+    "[::1": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize(("host", "ok"), HOSTS.items())
+def test_only_own_names_are_answered(reader, host, ok):
+    client = create_app(reader, ["127.0.0.1", "Box.example"]).test_client()
+    response = client.get("/api/model", headers={"Host": host})
+    assert response.status_code == (200 if ok else 400)
+    if not ok:
+        assert response.json["error"].startswith("Host: expected one of 127.0.0.1, ")
+
+
+@pytest.mark.slow
+def test_the_server_as_a_process(trained):
+    """On a free port of 127.0.0.1 alone; Ctrl-C ends it without a word."""
+    flags = arguments("draw", f"--workdir={trained[0]}", "--port=0")
+    with subprocess.Popen(
+        flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert "trained on digits" in server.stdout.readline()
+            line = server.stdout.readline()
+            port = int(re.fullmatch(r"Draw at http://127.0.0.1:(\d+)/ .*\n", line)[1])
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            # More than is read at once: the answer must reach the client all the same.
+            connection.request("POST", "/api/read", bytes(2 * MAX_BODY))
+            assert connection.getresponse().status == 415
+            body, kind = bytes(2 * MAX_BODY), {"Content-Type": "image/png"}
+            connection.request("POST", "/api/read", body, kind)
+            response = connection.getresponse()
+            assert (response.status, b"at most" in response.read()) == (413, True)
+            connection.request("GET", "/api/model", headers={"Host": "evil.example"})
+            assert connection.getresponse().status == 400
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.2", port), timeout=5)
+            taken = command("draw", f"--workdir={trained[0]}", f"--port={port}")
+            assert_one_line_error(taken, f"can't listen on 127.0.0.1, port {port}")
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=30) == 0
+            assert server.stderr.read() == ""
+        finally:
+            server.kill()
