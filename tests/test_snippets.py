@@ -16,8 +16,8 @@ pytest.importorskip("torch", reason="torch is the judge in the guide")
 SETUP, *GUIDE = sections(ROOT / "docs" / "guide.md")
 README = sections(ROOT / "README.md")
 
-# The number of devices can't change any more in the process of these tests, which
-# needs no trained model either.
+# What a section needs that runs in a process of its own, in a folder with a trained
+# model: the number of devices can't change any more in the process of these tests.
 ALONE = ("jax_num_cpu_devices", "load_classifier(")
 
 # What each section of the README takes as given.
@@ -40,6 +40,9 @@ GIVEN = {
         pathlib.Path("runs/mnist-l2-h128-b100-lr0.001-seed0").symlink_to(
             "digits-l2-h128-b100-lr0.001-seed0")
         images = np.zeros((3, 8, 8), np.uint8)
+        from experiments import artifact, restored
+        trained = restored.restore("runs/digits-l2-h128-b100-lr0.001-seed0")
+        artifact.export_classifier(trained).write("classifier.jaxexport")
         """,
 }
 
