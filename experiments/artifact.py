@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.data import choose
 from experiments.model_input import ModelInput
 from experiments.restored import RestoredClassifier
 from experiments.whole_file import write_whole
@@ -42,24 +43,21 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
     Its input is uint8 (b, rows, columns) for any number b, its output the logits,
     float32 (b, num_classes): the division by white is inside, and the order in which
     pixels are read.
-
-    Raises:
-        RunError: it was trained on something else than images.
     """
-    form = classifier.form
-    model_input = ModelInput(form.white, classifier.sequence)
+    side, white = choose.side_and_white(classifier.dataset)
+    model_input = ModelInput(white, classifier.sequence)
 
     def classify(images):
-        ink = images.astype(jnp.float32) / form.white
+        ink = images.astype(jnp.float32) / white
         return classifier.model.apply(classifier.variables, model_input.of(ink))
 
-    shape = jax.export.symbolic_shape(f"b, {form.side}, {form.side}")
+    shape = jax.export.symbolic_shape(f"b, {side}, {side}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     exported = jax.export.export(jax.jit(classify), platforms=PLATFORMS)(images)
     (logits,) = exported.out_avals
     description = {
-        "input": f"{images.dtype} {_named(images)}: b images, {form.side} rows of "
-        f"{form.side} pixels, from 0 (paper) to {form.white} (full ink)",
+        "input": f"{images.dtype} {_named(images)}: b images, {side} rows of "
+        f"{side} pixels, from 0 (paper) to {white} (full ink)",
         "output": f"{logits.dtype} {_named(logits)}: logits; their softmax is the "
         f"probability of each class, their argmax the prediction",
         "platforms": list(exported.platforms),
