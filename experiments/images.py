@@ -35,9 +35,11 @@ class Form:
 
 FORMS = {
     # http://yann.lecun.com/exdb/mnist/: 20x20 box, centre of mass, 28x28.
-    mnist.NAME: Form(side=28, box=20, by_mass=True, pen=1.9, white=mnist.WHITE),
+    mnist.NAME: Form(side=mnist.SIDE, box=20, by_mass=True, pen=1.9, white=mnist.WHITE),
     # Alpaydin & Kaynak 1998: the digit fills the image, each pixel counts 4x4 dots.
-    digits.NAME: Form(side=8, box=8, by_mass=False, pen=1.0, white=digits.WHITE),
+    digits.NAME: Form(
+        side=digits.SIDE, box=8, by_mass=False, pen=1.0, white=digits.WHITE
+    ),
 }
 
 

@@ -138,15 +138,15 @@ class LSTMClassifier(SequenceClassifier):
 
     Args:
         num_classes: number of logits.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, implementation, remat: see `StackedLSTM`.
         pooling: how the outputs of all steps become one vector. `'last'`: the last
             step's, torch's `output[:, -1, :]`. `'mean'`: the mean over the steps.
             `'attention'`: their mean weighted by a softmax of tanh(W h_t + b) · q,
             with one learned query q (Yang et al. 2016). With `seq_lengths` each row
             has its own steps only, and zeros if it has none.
-        dtype: dtype of the computation, see `StackedLSTM`.
-        param_dtype: dtype in which parameters are created.
+
+    The other options are those of `StackedLSTM`: input_size, hidden_size, num_layers,
+    bias, batch_first, dropout, bidirectional, proj_size, dtype, param_dtype,
+    implementation and remat.
 
     Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
     `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), drawn
@@ -193,10 +193,11 @@ class GRUClassifier(SequenceClassifier):
 
     Args:
         num_classes: number of logits.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, dtype, param_dtype, implementation, remat: see
-            `StackedGRU`; the defaults of `LSTMClassifier`.
         pooling: see `LSTMClassifier`.
+
+    The other options are those of `StackedGRU`: input_size, hidden_size, num_layers,
+    bias, batch_first, dropout, bidirectional, dtype, param_dtype,
+    implementation and remat. Their defaults are those of `LSTMClassifier`.
 
     Parameters (under `'params'`): `gru`, the tree of `StackedGRU`, and the others of
     `LSTMClassifier`.
@@ -235,10 +236,11 @@ class RNNClassifier(SequenceClassifier):
 
     Args:
         num_classes: number of logits.
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first,
-            dropout, bidirectional, dtype, param_dtype, implementation, remat: see
-            `StackedRNN`; the defaults of `LSTMClassifier`.
         pooling: see `LSTMClassifier`.
+
+    The other options are those of `StackedRNN`: input_size, hidden_size, num_layers,
+    nonlinearity, bias, batch_first, dropout, bidirectional, dtype, param_dtype,
+    implementation and remat. Their defaults are those of `LSTMClassifier`.
 
     Parameters (under `'params'`): `rnn`, the tree of `StackedRNN`, and the others of
     `LSTMClassifier`.

@@ -205,12 +205,14 @@ def _outweigh(weights: Weights, x: jax.Array) -> bool:
 
     In the loop it reads the input's weights, I numbers a unit, at every step.
     Before the loop it writes and reads its own result, 2·B numbers a unit and step.
-    Weights that stay in the core's cache are read for nothing.
+    Weights that stay in the core's cache are read for nothing. A batch of symbolic
+    size (jax.export) counts as a large one.
     """
     kernels = (*weights.x, *weights.h)
     weight_bytes = sum(kernel.size * kernel.dtype.itemsize for kernel in kernels)
     _, batch, inputs = x.shape
-    return weight_bytes > _CACHED_BYTES and 2 * batch < inputs
+    few_rows = isinstance(batch, int) and 2 * batch < inputs
+    return weight_bytes > _CACHED_BYTES and few_rows
 
 
 def _shifted(reverse, valid, h_0, y):

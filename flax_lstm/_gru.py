@@ -58,7 +58,9 @@ class StackedGRU(HiddenStateStack):
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
-        UserWarning (a warning): dropout > 0 with one layer, where it does nothing.
+
+    Warns:
+        UserWarning: dropout > 0 with one layer, where it does nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp

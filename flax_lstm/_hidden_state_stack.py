@@ -37,9 +37,9 @@ class HiddenStateStack(RecurrentStack, kw_only=True):
                 `rngs={'dropout': key}`.
 
         Returns:
-            `output, h_n`, in the dtype of the computation. `output`: (T, B, D·H),
+            `output, h_n`, in the dtype of the computation. `output` is (T, B, D·H),
             (B, T, D·H) if batch_first, or (T, D·H), the last layer's h at every
-            step, and zeros behind a row's end. `h_n` (L·D, B, H): the state after
+            step, and zeros behind a row's end. `h_n` (L·D, B, H) is the state after
             each row's own last step (the initial one for a length of 0).
 
         Raises:

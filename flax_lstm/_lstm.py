@@ -71,7 +71,9 @@ class StackedLSTM(RecurrentStack):
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
-        UserWarning (a warning): dropout > 0 with one layer, where it does nothing.
+
+    Warns:
+        UserWarning: dropout > 0 with one layer, where it does nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -138,9 +140,9 @@ class StackedLSTM(RecurrentStack):
                 `rngs={'dropout': key}`.
 
         Returns:
-            `output, (h_n, c_n)`. `output`: (T, B, D·P), (B, T, D·P) if batch_first,
+            `output, (h_n, c_n)`. `output` is (T, B, D·P), (B, T, D·P) if batch_first,
             or (T, D·P), the last layer's h at every step, and zeros behind a row's
-            end. `h_n` (L·D, B, P) and `c_n` (L·D, B, H): the states after each
+            end. `h_n` (L·D, B, P) and `c_n` (L·D, B, H) are the states after each
             row's own last step (the initial ones for a length of 0).
 
             `output` and `h_n` have the dtype of the computation, `c_n` that dtype

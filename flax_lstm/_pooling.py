@@ -20,13 +20,13 @@ def last_step(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """
     if lengths is None:
         return output[-1]
-    last = jnp.clip(lengths - 1, 0, len(output) - 1)
+    last = jnp.clip(lengths - 1, 0, output.shape[0] - 1)
     return jnp.take_along_axis(output, last[None, :, None], axis=0)[0]
 
 
 def mean_over_steps(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """The mean of each row's own valid steps, (B, F)."""
-    steps = len(output) if lengths is None else jnp.maximum(lengths, 1)[:, None]
+    steps = output.shape[0] if lengths is None else jnp.maximum(lengths, 1)[:, None]
     total = output.sum(axis=0, dtype=_accurate(output))
     return (total / steps).astype(output.dtype)
 
@@ -72,7 +72,7 @@ class AttentionPooling(nn.Module):
         )
         scores = query(jnp.tanh(projection(output))).astype(_accurate(output))
         if lengths is not None:
-            valid = jnp.arange(len(output))[:, None] < lengths
+            valid = jnp.arange(output.shape[0])[:, None] < lengths
             # Finite, so that a row without any step has weights, of its zeros.
             none = jnp.finfo(scores.dtype).min
             scores = jnp.where(valid[..., None], scores, none)

@@ -41,22 +41,27 @@ def remat_over_time(recur: Recurrence) -> Recurrence:
             split_rngs={"params": False},
             reverse=reverse,
         )
-        length = math.isqrt(len(inputs) - 1) + 1
-        whole = len(inputs) // length * length
+        steps = inputs.shape[0]
+        if not isinstance(steps, int):
+            raise ValueError(
+                f"remat: expected a known number of steps, of which the root is taken, "
+                f"got the symbolic {steps}"
+            )
+        length = math.isqrt(steps - 1) + 1
+        whole = steps // length * length
 
         def stretches(array):
             return array[:whole].reshape(-1, length, *array.shape[1:])
 
         def run_whole(carry):
-            steps = jax.tree.map(stretches, (inputs, valid))
-            carry, y = scan(cell, carry, steps)
+            carry, y = scan(cell, carry, jax.tree.map(stretches, (inputs, valid)))
             return carry, y.reshape(whole, *y.shape[2:])
 
         def run_rest(carry):
             rest = jax.tree.map(lambda array: array[whole:], (inputs, valid))
             return alone(cell, carry, rest)
 
-        if whole == len(inputs):
+        if whole == steps:
             return run_whole(carry)
         if reverse:
             carry, y_rest = run_rest(carry)

@@ -236,6 +236,6 @@ class RecurrentStack(nn.Module, kw_only=True):
             )
         column = jnp.zeros_like(x[0, :, :1])
         return tuple(
-            jnp.broadcast_to(column.astype(dtype), (rows, len(column), size))
+            jnp.broadcast_to(column.astype(dtype), (rows, column.shape[0], size))
             for size, dtype in zip(self.state_sizes, dtypes, strict=True)
         )

@@ -90,7 +90,7 @@ def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarra
             `RNNClassifier`.
 
     Returns:
-        A dict of writable NumPy arrays: `lstm.*`, `gru.*` or `rnn.*`,
+        A dict of writable NumPy arrays under `lstm.*`, `gru.*` or `rnn.*`,
         `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,);
         with `pooling='attention'` also `attention.weight` (D·P, D·P),
         `attention.bias` (D·P,) and `query.weight` (1, D·P).

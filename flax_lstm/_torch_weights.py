@@ -37,8 +37,8 @@ def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
             `'encoder.lstm.'`; keys without it are left aside.
 
     Returns:
-        What goes under `'params'` of a `StackedLSTM`, `StackedGRU` or `StackedRNN`:
-        arrays in the dtypes of `state_dict` (as JAX holds them: float64 becomes
+        What goes under `'params'` of a `StackedLSTM`, `StackedGRU` or `StackedRNN`,
+        as arrays in the dtypes of `state_dict` (as JAX holds them: float64 becomes
         float32 unless `jax_enable_x64` is set).
 
     Raises:
@@ -78,9 +78,10 @@ def params_to_torch(
         prefix: what to put before torch's names.
 
     Returns:
-        A dict of writable NumPy arrays in the dtype of `params`. In torch:
+        A dict of writable NumPy arrays in the dtype of `params`, for
         `lstm.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})`
-        (bfloat16 is unknown to NumPy and so to `torch.from_numpy`: cast first).
+        in torch (bfloat16 is unknown to NumPy, and so to `torch.from_numpy`: cast
+        first).
 
     Raises:
         ValueError: missing, unexpected or misshaped entries, listed.

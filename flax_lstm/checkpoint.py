@@ -144,7 +144,7 @@ def load_classifier(
         step: which checkpoint; None is the newest.
 
     Returns:
-        `(model, variables)`: an `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`,
+        `(model, variables)`, an `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`
         and its parameters under `variables['params']`.
 
     Raises:

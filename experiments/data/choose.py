@@ -56,6 +56,12 @@ def load(
     return digits.load(share)
 
 
+def side_and_white(name: str) -> tuple[int, int]:
+    """The pixels of an image's side, and the value of full ink, of a dataset."""
+    source = mnist if name in mnist.TITLES else digits
+    return source.SIDE, source.WHITE
+
+
 def announcement(choice: Choice) -> str | None:
     """The lines that cannot be missed when digits stand in for MNIST."""
     if choice.reason is None:

@@ -5,7 +5,7 @@ import numpy as np
 from experiments.data.dataset import WHOLE, Dataset, Share, Split
 
 NAME = "digits"
-WHITE = 16
+SIDE, WHITE = 8, 16
 _TEST_EXAMPLES = 360
 
 

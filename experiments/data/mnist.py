@@ -12,7 +12,7 @@ from experiments.errors import RunError
 
 NAME, FASHION = "mnist", "fashion_mnist"
 TITLES = {NAME: "MNIST", FASHION: "Fashion-MNIST"}
-WHITE = 255
+SIDE, WHITE = 28, 255
 FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",

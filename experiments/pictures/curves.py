@@ -1,44 +1,63 @@
-"""Loss and accuracy over the epochs of a run."""
+"""Loss and accuracy over the epochs of a run, or of several."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.pictures.png import save_png
 
-_COLORS = {"train": "tab:blue", "test": "tab:orange"}
+Rows = list[dict[str, Any]]
+"""Of `metrics.jsonl`, one for each epoch, at least one."""
+
 _ACCURACIES = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 _LOSSES = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 5))
 
 
-def save_curves(rows: list[dict[str, Any]], path: str) -> None:
+def save_curves(rows: Rows, path: str) -> None:
     """Draws training and test loss and accuracy, with the last values beside them.
 
     Args:
-        rows: of `metrics.jsonl`, one for each epoch, at least one.
+        rows: of the run.
         path: of the PNG.
     """
+    _save({split: (split, rows) for split in ("train", "test")}, "", path)
+
+
+def save_comparison(runs: Mapping[str, Rows], path: str) -> None:
+    """Draws test loss and accuracy of several runs.
+
+    Args:
+        runs: the rows of each by its name.
+        path: of the PNG.
+    """
+    _save({name: ("test", rows) for name, rows in runs.items()}, "test: ", path)
+
+
+def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    _draw(loss_axes, rows, "loss", "{:.4f}")
-    loss_axes.set_title("mean loss per example")
+    _draw(loss_axes, lines, "loss", "{:.4f}")
+    loss_axes.set_title(f"{of}mean loss per example")
     loss_axes.set_yscale("log")
     _tick(loss_axes, _LOSSES, "{:g}")
-    _draw(accuracy_axes, rows, "accuracy", "{:.2%}")
-    accuracy_axes.set_title("accuracy")
+    _draw(accuracy_axes, lines, "accuracy", "{:.2%}")
+    accuracy_axes.set_title(f"{of}accuracy")
     # A linear axis has room for the first epoch alone.
     accuracy_axes.set_yscale("logit")
     _tick(accuracy_axes, _ACCURACIES, "{:.4g} %", factor=100)
     save_png(figure, path)
 
 
-def _draw(axes, rows, quantity, number):
+def _draw(axes, lines, quantity, number):
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [row["epoch"] for row in rows]
-    for split, color in _COLORS.items():
+    last_epochs = {rows[-1]["epoch"] for _, rows in lines.values()}
+    for name, (split, rows) in lines.items():
         values = [row[f"{split}_{quantity}"] for row in rows]
-        label = f"{split}  {number.format(values[-1])}"
+        label = f"{name}  {number.format(values[-1])}"
+        if len(last_epochs) > 1:
+            label += f" after {rows[-1]['epoch']}"
         if quantity == "accuracy":
             # All right, or all wrong, is infinitely far on a logit axis: half an
             # example short of it.
@@ -47,12 +66,14 @@ def _draw(axes, rows, quantity, number):
                 min(max(value, half), 1 - half)
                 for value, half in zip(values, halves, strict=True)
             ]
-        axes.plot(epochs, values, color=color, marker="o", ms=2, label=label)
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, values, marker="o", ms=2, label=label)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, title=f"after epoch {epochs[-1]}")
+    title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None
+    axes.legend(frameon=False, title=title)
 
 
 def _tick(axes, values, text, factor=1):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import command
+from commands import assert_one_line_error, command
 from PIL import Image
 
 from experiments.answers import Answers, answer_all
@@ -103,6 +103,22 @@ def test_a_run_without_errors_has_pictures_too(tmp_path):
         row |= {f"{split}_loss": 1e-7, f"{split}_accuracy": 1.0}
     save_curves([row], str(tmp_path / "curves.png"))
     assert all(size_of(tmp_path / f"{name}.png") for name in RUN_PICTURES)
+
+
+def test_runs_of_different_length_side_by_side(trained, tmp_path):
+    workdir, _ = trained
+    short = tmp_path / "short"
+    short.mkdir()
+    first, *_ = (workdir / "metrics.jsonl").read_text().splitlines()
+    (short / "metrics.jsonl").write_text(first + "\n")
+    path = tmp_path / "comparison.png"
+    flags = f"--workdirs={workdir},{short}", f"--output={path}"
+    done = command("compare", *flags)
+    assert done.returncode == 0, done.stderr
+    assert min(size_of(path)) > 300
+    assert_one_line_error(command("compare", *flags, "--names=one"), "--names: ")
+    done = command("compare", f"--workdirs={workdir},{tmp_path}")
+    assert_one_line_error(done, f"of at least one epoch, got {tmp_path}")
 
 
 def test_units_are_sorted_by_the_row_of_their_peak():

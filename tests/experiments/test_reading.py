@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from numpy_lstm import lstm, sigmoid
+from numpy_stack import run, sigmoid
 
 from experiments.errors import RunError
 from experiments.reading import read
@@ -72,7 +72,7 @@ def answers_to_prefixes(model, variables, inputs):
     ]
     prefixes = np.repeat(inputs[:, None].astype(np.float64), rows, axis=1)
     lengths = range(1, rows + 1)
-    output, _ = lstm(params["lstm"], prefixes, hx, lengths)
+    output, _ = run("lstm", params["lstm"], prefixes, hx, lengths)
     last = np.stack([output[length - 1, row] for row, length in enumerate(lengths)])
     logits = last @ params["head"]["kernel"] + params["head"]["bias"]
     powers = np.exp(logits)

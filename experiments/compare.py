@@ -1,0 +1,45 @@
+"""Draws the test curves of several runs as one picture; see `--help`."""
+
+import os
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_list(
+    "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
+)
+flags.DEFINE_list("names", None, "A name for each (default: those of the folders).")
+flags.DEFINE_string("output", "comparison.png", "The picture to write.")
+flags.mark_flag_as_required("workdirs")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments import metrics
+    from experiments.errors import RunError
+    from experiments.pictures.curves import save_comparison
+
+    folders = FLAGS.workdirs
+    names = FLAGS.names or [os.path.basename(os.path.normpath(f)) for f in folders]
+    if len(set(names)) != len(folders):
+        raise RunError(
+            f"--names: expected {len(folders)} different ones, one for each of "
+            f"--workdirs, got {', '.join(names)}"
+        )
+    runs = {}
+    for name, folder in zip(names, folders, strict=True):
+        runs[name] = metrics.rows(folder)
+        if not runs[name]:
+            raise RunError(
+                f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "
+                f"one epoch, got {folder}"
+            )
+    save_comparison(runs, FLAGS.output)
+    print(f"Picture: {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,37 @@
+"""Writes a trained classifier as a file that JAX alone can run; see `--help`."""
+
+import os
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+flags.DEFINE_string(
+    "output", None, "The file to write (default: classifier.jaxexport in the workdir)."
+)
+flags.mark_flag_as_required("workdir")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments import artifact, restored
+
+    classifier = restored.restore(FLAGS.workdir, FLAGS.step)
+    exported = artifact.export_classifier(classifier)
+    path = FLAGS.output or os.path.join(FLAGS.workdir, "classifier.jaxexport")
+    exported.write(path)
+    print(
+        f"{classifier.description}\n"
+        f"Artifact: {path}, for {' and '.join(exported.description['platforms'])}\n"
+        f"Input: {exported.description['input']}\n"
+        f"Output: {exported.description['output']}\n"
+        f"Description: {path}.json"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,24 @@
+"""Shows where gradients vanish and explode: RNN, GRU and LSTM; see `--help`."""
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_bool("quick", False, "10 steps instead of 100, and hardly any training.")
+flags.DEFINE_integer("seed", 0, "Of weights, sequences and training.", lower_bound=0)
+flags.DEFINE_string(
+    "output", "runs/gradient-flow", "Path of the results, less .json and -….png."
+)
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    from experiments.gradient_flow import run
+
+    run.run(FLAGS.output, run.QUICK if FLAGS.quick else run.Sizes(), FLAGS.seed)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
