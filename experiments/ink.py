@@ -97,7 +97,7 @@ def _first_window(grey: np.ndarray, dark: bool) -> int:
     half = _peak(grey, dark, widest) / 2
     window, shown_before = _LEAST_WINDOW, 0
     while True:
-        shown = np.count_nonzero(_contrast(grey, dark, window) > half)
+        shown = int(np.count_nonzero(_contrast(grey, dark, window) > half))
         if window == widest or 0 < shown < _PLATEAU * shown_before:
             return window
         window, shown_before = min(2 * window, widest), shown

@@ -103,6 +103,21 @@ def follow(params, x, trace, close):
     return output
 
 
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_the_answers_so_far_with_another_pooling(pooling):
+    model = LSTMClassifier(input_size=5, hidden_size=7, num_layers=1, pooling=pooling)
+    image = np.random.default_rng(0).integers(0, WHITE + 1, (6, 5), np.uint8)
+    inputs = image[None].astype(np.float32) / WHITE
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
+    probabilities = read(model, variables, image, WHITE).probabilities
+    for rows in (2, 6):
+        logits = model.apply(variables, inputs[:, :rows])[0]
+        # Sums of float32 in another order.
+        np.testing.assert_allclose(
+            probabilities[rows - 1], jax.nn.softmax(logits), rtol=0, atol=2e-6
+        )
+
+
 def test_a_model_without_these_gates_is_refused():
     with pytest.raises(RunError, match="--workdir: expected a run of an LSTM"):
         read(StackedLSTM(5, 7), {}, np.zeros((6, 5), np.uint8), WHITE)

@@ -4,7 +4,7 @@ import { color, paintInk } from "./maps.js";
 
 const PEN = 0.085; // Of the sheet's side, as the points are.
 const STEP = 1 / 28;
-const SENT = 140; // Pixels: enough for 28, and quick to read.
+const SENT = 112; // Pixels: four for each of 28, and quick to read.
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Pad {
