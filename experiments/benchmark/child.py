@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.benchmark.timing import Work
+from experiments.benchmark.timing import Calls, Work, calls_of
 
 
 def in_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -37,11 +37,12 @@ def can_pin() -> bool:
 
 
 @contextlib.contextmanager
-def working(make: Callable[..., Work], *args: Any) -> Iterator[Work]:
-    """Work that a new process does, which made it by `make(*args)`.
+def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
+    """Work that a new process makes by `make(*args)`, does when asked, and times.
 
     The process has its own memory, threads and devices, so that nothing of the
-    contenders beside it stands in its way. Asking it takes some 0.1 ms.
+    contenders beside it stands in its way. It starts at once and beside others; the
+    first call waits for it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -49,18 +50,19 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Work]:
     process.start()
     theirs.close()
 
-    def work():
+    def calls(count: int) -> float:
         try:
-            ours.send(None)
-            ours.recv()
+            ours.send(count)
+            return ours.recv()
         except (EOFError, OSError):
             process.join()
+            name = getattr(make, "__qualname__", repr(make))
             raise RuntimeError(
-                f"{make.__name__}: its process ended with {process.exitcode}"
+                f"{name}: its process ended with {process.exitcode}"
             ) from None
 
     try:
-        yield work
+        yield calls
     finally:
         ours.close()  # Which the process takes for the end.
         process.join()
@@ -86,9 +88,7 @@ def _answer(function, args, sender):
 
 
 def _work_when_asked(make, args, connection):
-    work = make(*args)
+    calls = calls_of(make(*args))
     with contextlib.suppress(EOFError):
         while True:
-            connection.recv()
-            work()
-            connection.send(None)
+            connection.send(calls(connection.recv()))

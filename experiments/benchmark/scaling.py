@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
-from experiments.benchmark.sections import compare_works
+from experiments.benchmark.sections import compare
 from experiments.benchmark.sizes import NOTES
+from experiments.benchmark.timing import calls_of
 
 COUNTS = (1, 2, 4, 8)
 _STRONG_ROWS = 200
@@ -30,8 +31,9 @@ def _compare(section, rows, seconds) -> Comparison:
     works, units = {}, {}
     for count, name in names.items():
         contender = Ours("auto", True, steps_a_call=_STEPS_A_CALL, num_devices=count)
-        works[name] = contender.training(NOTES._replace(batch=rows(count)))
+        work = contender.training(NOTES._replace(batch=rows(count)))
+        works[name] = calls_of(work)
         units[name] = _STEPS_A_CALL
     ratios = tuple((names[count], names[1]) for count in COUNTS[1:])
-    work = f"T {NOTES.steps}, H {NOTES.hidden}, L {NOTES.layers}"
-    return compare_works(section, work, works, seconds, ratios, units=units)
+    size = f"T {NOTES.steps}, H {NOTES.hidden}, L {NOTES.layers}"
+    return compare(section, size, works, seconds, ratios, units=units)

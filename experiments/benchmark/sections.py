@@ -1,30 +1,37 @@
 """What is compared with what, section by section."""
 
 import contextlib
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 
 from experiments.allocator import keep_freed_memory
-from experiments.benchmark import epoch
+from experiments.benchmark import contenders, epoch
 from experiments.benchmark.child import can_pin, in_process, on_one_core, working
+from experiments.benchmark.contenders import (
+    ALL,
+    CHUNK,
+    FLAX,
+    FLAX_KEPT,
+    ONE,
+    SCAN,
+    TORCH,
+    TORCH_COMPILED,
+    TORCH_KEPT,
+    Contender,
+)
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.importing import import_seconds
 from experiments.benchmark.memory import can_measure, peak_bytes
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
 from experiments.benchmark.sizes import NOTES, Sizes
-from experiments.benchmark.timing import Work, in_turn
+from experiments.benchmark.timing import Calls, Work, calls_of, in_turn
 from experiments.devices import claim_cores, usable_cores
 
-ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
-_STEPS_A_CALL = 10
-CHUNK = f"ours, {_STEPS_A_CALL} steps a call"
-FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
-TORCH_KEPT = "torch, memory kept"
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
+# As their users run them, and then on equal terms.
+RATIOS_ALONE = ((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT))
 
 GROWTH = {
     "B": [NOTES._replace(batch=batch) for batch in (1, 10, 32, 100, 320, 1000)],
@@ -37,137 +44,138 @@ GRID = [
     Sizes(batch, 28, 28, hidden) for hidden in (32, 128, 512) for batch in (1, 32, 256)
 ] + [Sizes(batch, 784, 1, hidden) for hidden in (32, 128) for batch in (1, 32)]
 _PIXELS = Sizes(32, 784, 1, 128)
-
-
-class Contender(Protocol):
-    """Makes the work that is timed; a call trains `steps_a_call` steps."""
-
-    steps_a_call: int
-
-    def training(self, sizes: Sizes) -> Work: ...
-
-    def inference(self, sizes: Sizes) -> Work: ...
-
-
-def contenders() -> dict[str, Contender]:
-    """All of them, where torch is installed; else ours and Flax's."""
-    found: dict[str, Contender] = {
-        ALL: Ours("auto", all_devices=True),
-        ONE: Ours("auto", all_devices=False),
-        FLAX: FlaxRNN(),
-    }
-    if importlib.util.find_spec("torch"):
-        from experiments.benchmark.torch_lstm import TorchLSTM
-
-        found[TORCH] = TorchLSTM(usable_cores())
-    return found
+_INFERENCE_BATCHES = (1, 100, 1000)
 
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
     names = (CHUNK, FLAX, TORCH)
-    yield _in_own_processes("training step, a process each", names, seconds)
-    for batch in (1, 100):
-        yield _inference(contenders(), batch, seconds)
-
-
-def training_and_inference(seconds: float) -> Iterator[Comparison]:
-    """The notes' training step, and inference at three batch sizes.
-
-    With all that there is: our scan, and torch.compile where it works.
-    """
-    entries = contenders() | {SCAN: Ours("scan", all_devices=False)}
-    if TORCH in entries:
-        from experiments.benchmark.torch_lstm import TorchLSTM
-
-        entries[TORCH_COMPILED] = TorchLSTM(usable_cores(), compiled=True)
-    yield _compare(
-        "training step",
-        str(NOTES),
-        {CHUNK: _in_chunks()} | entries,
-        "training",
-        NOTES,
-        seconds,
-        ((CHUNK, TORCH), *RATIOS, (SCAN, FLAX)),
-    )
-    for batch in (1, 100, 1000):
-        yield _inference(entries, batch, seconds)
-
-
-def _in_chunks() -> Contender:
-    return Ours("auto", all_devices=True, steps_a_call=_STEPS_A_CALL)
-
-
-def _inference(entries: dict[str, Contender], batch: int, seconds: float) -> Comparison:
-    sizes = NOTES._replace(batch=batch)
-    ratios = (*RATIOS, (SCAN, FLAX))
-    return _compare(
-        "inference", str(sizes), entries, "inference", sizes, seconds, ratios
-    )
+    yield _alone("training step, a process each", names, "training", NOTES, seconds)
+    names = (ALL, FLAX, TORCH)
+    for batch in _INFERENCE_BATCHES[:2]:
+        yield _inference_alone(names, batch, seconds)
 
 
 def in_own_processes(seconds: float) -> Iterator[Comparison]:
-    """The notes' training step where each contender has a process, as for its users.
+    """The notes' training step and inference where each contender has a process.
 
-    In one process they share what glibc's allocator has learned: once XLA has given
-    large blocks back, torch's steps no longer return their memory to the system,
-    which in a process of their own they do. Ours keeps its memory as the experiment
-    does (`experiments/allocator.py`); the others run as they come, and torch once
-    more with its memory kept.
+    In one process they share what glibc's allocator has learned, threads and the
+    number of devices. Apart, ours runs as the experiment does, and the others as
+    their users run them, and once more with their memory kept.
     """
+    names = (CHUNK, ALL, ONE, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
     section = "training step, a process each"
-    names: tuple[str, ...] = (CHUNK, ALL, ONE, FLAX, TORCH, TORCH_KEPT)
-    yield _in_own_processes(section, names, seconds)
+    yield _alone(section, names, "training", NOTES, seconds)
+    for batch in _INFERENCE_BATCHES:
+        yield _inference_alone(names[1:], batch, seconds)
     if can_pin():
         section = "training step, a process and one core each"
         with on_one_core():
-            names = (ONE, FLAX, TORCH, TORCH_KEPT)
-            yield _in_own_processes(section, names, seconds)
+            yield _alone(section, names[2:], "training", NOTES, seconds)
 
 
-def _in_own_processes(section: str, names: Iterable[str], seconds: float) -> Comparison:
-    entries = contenders() | {CHUNK: _in_chunks()}
-    if TORCH in entries:
-        entries[TORCH_KEPT] = entries[TORCH]
+def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Comparison:
+    sizes = NOTES._replace(batch=batch)
+    return _alone("inference, a process each", names, "inference", sizes, seconds)
+
+
+def grid(seconds: float) -> Iterator[Comparison]:
+    """Training and inference over sizes from small to large and long."""
+    names = (ALL, ONE, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    for kind in ("training", "inference"):
+        for sizes in GRID:
+            yield _alone(f"grid, {kind}, a process each", names, kind, sizes, seconds)
+
+
+def _alone(
+    section: str, names: Iterable[str], kind: str, sizes: Sizes, seconds: float
+) -> Comparison:
+    """Each contender in a process of its own, in turn."""
+    entries = contenders.alone()
     entries = {name: entries[name] for name in names if name in entries}
     with contextlib.ExitStack() as stack:
         works = {
-            name: stack.enter_context(
-                working(_training, entry, NOTES, name not in (FLAX, TORCH))
-            )
+            name: stack.enter_context(working(entry.work, kind, sizes))
             for name, entry in entries.items()
         }
-        return compare_works(
-            section,
-            str(NOTES),
-            works,
-            seconds,
-            (
-                (CHUNK, TORCH),
-                (CHUNK, FLAX),
-                *RATIOS,
-                (ONE, TORCH),
-                (CHUNK, TORCH_KEPT),
-                (ONE, TORCH_KEPT),
-            ),
-            units={name: entry.steps_a_call for name, entry in entries.items()},
-        )
+        units = _units({name: entry.contender for name, entry in entries.items()}, kind)
+        chunks = ((CHUNK, TORCH), (CHUNK, FLAX), (CHUNK, TORCH_KEPT))
+        ratios = (*chunks, *RATIOS_ALONE, (ONE, FLAX), (ONE, TORCH), (ONE, TORCH_KEPT))
+        return compare(section, str(sizes), works, seconds, ratios, units=units)
 
 
-def _training(entry: Contender, sizes: Sizes, keeps_memory: bool) -> Work:
-    if keeps_memory:
-        keep_freed_memory()
-    claim_cores()
-    return entry.training(sizes)
+def training_and_inference(seconds: float) -> Iterator[Comparison]:
+    """The notes' training step, and inference at three batch sizes, in one process.
+
+    With all that there is: our scan, and torch.compile where it works.
+    """
+    entries = contenders.in_one_process() | {SCAN: contenders.scan()}
+    if TORCH in entries:
+        entries[TORCH_COMPILED] = contenders.torch_compiled()
+    ratios = (*RATIOS, (SCAN, FLAX))
+    with_chunks = {CHUNK: contenders.in_chunks()} | entries
+    section, first = "training step", ((CHUNK, TORCH), (CHUNK, FLAX))
+    yield _here(section, with_chunks, "training", NOTES, seconds, (*first, *ratios))
+    for batch in _INFERENCE_BATCHES:
+        sizes = NOTES._replace(batch=batch)
+        yield _here("inference", entries, "inference", sizes, seconds, ratios)
+
+
+def growth(seconds: float) -> Iterator[tuple[str, Comparison]]:
+    """A training step of the notes with one size at a time made larger."""
+    entries = contenders.in_one_process()
+    for axis, all_sizes in GROWTH.items():
+        name = f"growth with {axis}"
+        for sizes in all_sizes:
+            yield axis, _here(name, entries, "training", sizes, seconds, RATIOS)
+
+
+def growth_values(axis: str) -> list[int]:
+    """The sizes along one axis of `GROWTH`."""
+    return [getattr(sizes, _AXIS_FIELDS[axis]) for sizes in GROWTH[axis]]
+
+
+def _here(
+    section: str,
+    entries: Mapping[str, Contender],
+    kind: str,
+    sizes: Sizes,
+    seconds: float,
+    ratios: tuple[tuple[str, str], ...],
+) -> Comparison:
+    """All contenders in this process, in turn."""
+    works, missing = {}, {}
+    for name, entry in entries.items():
+        work: Work = getattr(entry, kind)(sizes)
+        works[name] = calls_of(work)
+        if name == TORCH_COMPILED:
+            try:  # It compiles in its first call, where there is a compiler.
+                work()
+            except Exception as error:
+                del works[name]
+                missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    units = _units(entries, kind)
+    result = compare(
+        section, str(sizes), works, seconds, ratios, missing=missing, units=units
+    )
+    jax.clear_caches()
+    return result
+
+
+def _units(entries: Mapping[str, Contender], kind: str) -> dict[str, int]:
+    """Steps in a call of each."""
+    if kind != "training":
+        return {}
+    return {name: entry.steps_a_call for name, entry in entries.items()}
 
 
 def whole_epoch(rounds: int) -> Iterator[Comparison]:
     """An epoch of 60,000 made-up rows and a test pass over 10,000, a process each."""
     with contextlib.ExitStack() as stack:
         works = {ALL: stack.enter_context(working(_epoch_of_ours))}
-        if importlib.util.find_spec("torch"):
+        if contenders.has_torch():
             works[TORCH] = stack.enter_context(working(_epoch_of_torch, usable_cores()))
-        yield compare_works(
+        yield compare(
             "epoch and test pass, a process each",
             f"60,000 + 10,000 rows, {NOTES}",
             works,
@@ -187,44 +195,17 @@ def _epoch_of_torch(threads: int) -> Work:
     return epoch.torchs(*epoch.made_up_splits(), threads)
 
 
-def grid(seconds: float) -> Iterator[Comparison]:
-    """Training and inference over sizes from small to large and long."""
-    for kind in ("training", "inference"):
-        for sizes in GRID:
-            yield _compare(
-                f"grid, {kind}", str(sizes), contenders(), kind, sizes, seconds, RATIOS
-            )
-
-
-def growth(seconds: float) -> Iterator[tuple[str, Comparison]]:
-    """A training step of the notes with one size at a time made larger."""
-    for axis, all_sizes in GROWTH.items():
-        name = f"growth with {axis}"
-        for sizes in all_sizes:
-            yield (
-                axis,
-                _compare(
-                    name, str(sizes), contenders(), "training", sizes, seconds, RATIOS
-                ),
-            )
-
-
-def growth_values(axis: str) -> list[int]:
-    """The sizes along one axis of `GROWTH`."""
-    return [getattr(sizes, _AXIS_FIELDS[axis]) for sizes in GROWTH[axis]]
-
-
 def costs(repeats: int) -> Iterator[Comparison]:
     """Compile time, import time and peak memory."""
-    compiling: dict[str, Work] = {
+    compiling = {
         ALL: Ours("auto", all_devices=True).compiling(NOTES),
         ONE: Ours("auto", all_devices=False).compiling(NOTES),
         FLAX: FlaxRNN().compiling(NOTES),
     }
-    yield compare_works(
+    yield compare(
         "compiling a training step",
         str(NOTES),
-        compiling,
+        {name: calls_of(work) for name, work in compiling.items()},
         ratios=((ONE, FLAX),),
         rounds=repeats,
         unit="s",
@@ -241,7 +222,7 @@ def costs(repeats: int) -> Iterator[Comparison]:
 
 def _memory() -> Iterator[Comparison]:
     remat = "ours, one device, remat"
-    entries = contenders() | {remat: Ours("auto", all_devices=False, remat=True)}
+    entries = contenders.in_one_process() | {remat: Ours("auto", False, remat=True)}
     for sizes in (NOTES, _PIXELS):
         values = {
             name: in_process(peak_bytes, entry, sizes) / 2**20
@@ -251,51 +232,27 @@ def _memory() -> Iterator[Comparison]:
         yield Comparison("peak memory of training", str(sizes), "MiB", values, ratios)
 
 
-def _compare(section, work, entries, kind, sizes, seconds, ratios) -> Comparison:
-    works, missing = {}, {}
-    for name, entry in entries.items():
-        make: Callable[[Sizes], Work] = getattr(entry, kind)
-        if name != TORCH_COMPILED:
-            works[name] = make(sizes)
-            continue
-        try:  # It compiles in its first call, where there is a compiler.
-            works[name] = make(sizes)
-            works[name]()
-        except Exception as error:
-            works.pop(name, None)
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    units = {
-        name: entry.steps_a_call
-        for name, entry in entries.items()
-        if kind == "training"
-    }
-    result = compare_works(
-        section, work, works, seconds, ratios, missing=missing, units=units
-    )
-    jax.clear_caches()
-    return result
-
-
-def compare_works(
+def compare(
     section: str,
     work: str,
-    works: dict[str, Work],
+    works: Mapping[str, Calls],
     seconds: float = 0.0,
     ratios: tuple[tuple[str, str], ...] = (),
     rounds: int = 5,
     unit: str = "ms",
     missing: dict[str, str] | None = None,
-    units: dict[str, int] | None = None,
+    units: Mapping[str, int] | None = None,
 ) -> Comparison:
     """Times the works in turn; `units` is how many units a call does, 1 unsaid."""
     timings = in_turn(works, seconds, rounds, units)
     scale = {"s": 1, "ms": 1000}[unit]
+    ratios = tuple(pair for pair in ratios if set(pair) <= {*works, *(missing or ())})
     return Comparison(
         section,
         work,
         unit,
         {name: timing.median * scale for name, timing in timings.items()},
-        tuple(ratios),
+        ratios,
         timings,
         missing or {},
     )

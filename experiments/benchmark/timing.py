@@ -1,12 +1,16 @@
 """Timing several ways of doing the same work, in turn."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 Work = Callable[[], None]
 """Does one unit of work and returns when it is done."""
+
+Calls = Callable[[int], float]
+"""Does the work so many times, and returns the mean of the seconds that one took."""
 
 _SAMPLE_SECONDS = 0.1
 _LEAST_ROUNDS = 5
@@ -24,8 +28,13 @@ class Timing:
     rounds: int
 
 
+def calls_of(work: Work) -> Calls:
+    """`work` done in this process, by this process's clock."""
+    return functools.partial(_seconds, work)
+
+
 def in_turn(
-    contenders: Mapping[str, Work],
+    contenders: Mapping[str, Calls],
     seconds: float = 0.0,
     rounds: int = _LEAST_ROUNDS,
     units: Mapping[str, int] | None = None,
@@ -38,7 +47,7 @@ def in_turn(
     second goes without). Every round begins with another contender.
 
     Args:
-        contenders: name to work.
+        contenders: name to its calls.
         seconds: rounds go on until so many are over,
         rounds: but there are at least so many.
         units: how many units of work a call does, 1 where it is not said.
@@ -48,9 +57,9 @@ def in_turn(
     """
     calls, settle = {}, {}
     for name, work in contenders.items():
-        once = _seconds(work, 1)
+        once = work(1)
         if once < _LONG_SECONDS:
-            once = _seconds(work, 1)  # The first one may have compiled.
+            once = work(1)  # The first one may have compiled.
         settle[name] = once < _LONG_SECONDS
         calls[name] = max(1, round(_SAMPLE_SECONDS / once))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -61,8 +70,8 @@ def in_turn(
         first = done % len(names)
         for name in names[first:] + names[:first]:
             if settle[name]:
-                contenders[name]()
-            samples[name].append(_seconds(contenders[name], calls[name]))
+                contenders[name](1)
+            samples[name].append(contenders[name](calls[name]))
         done += 1
     units = units or {}
     return {

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from experiments.benchmark import child, figure, importing, memory
+from experiments.benchmark import child, contenders, figure, importing, memory
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.benchmark.sizes import Sizes
-from experiments.benchmark.timing import Timing, in_turn
+from experiments.benchmark.timing import Timing, calls_of, in_turn
 from experiments.devices import usable_cores
 
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
@@ -45,7 +45,7 @@ def test_a_contender_trains_and_infers(make):
 def test_contenders_take_turns_and_every_round_starts_with_another():
     called = []
     works = {
-        name: lambda name=name: (called.append(name), time.sleep(0.11))
+        name: calls_of(lambda name=name: (called.append(name), time.sleep(0.11)))
         for name in ("a", "b")
     }
     timings = in_turn(works, rounds=2)
@@ -55,7 +55,7 @@ def test_contenders_take_turns_and_every_round_starts_with_another():
 
 
 def test_a_call_of_several_steps_counts_as_several():
-    works = dict.fromkeys(("one", "ten"), lambda: time.sleep(0.01))
+    works = dict.fromkeys(("one", "ten"), calls_of(lambda: time.sleep(0.01)))
     timings = in_turn(works, rounds=1, units={"ten": 10})
     # Sleeping is at least as long as asked for: no clock can make this fail.
     assert timings["one"].median >= 0.01
@@ -119,27 +119,25 @@ def test_one_core_is_all_that_the_other_process_has():
     assert usable_cores() == before
 
 
-def tiny_work():
-    FlaxRNN().training(TINY)
-    return lambda: None
-
-
 def dying_work():
     return lambda: os._exit(3)
 
 
-def test_work_in_a_process_of_its_own_is_done_as_often_as_asked():
-    with child.working(tiny_work) as work:
-        work()
-        work()
+@pytest.mark.parametrize("kind", ["training", "inference"])
+@pytest.mark.parametrize("name", contenders.alone())
+def test_a_contender_works_in_a_process_of_its_own(name, kind):
+    entry = contenders.alone()[name]
+    with child.working(entry.work, kind, TINY) as calls:
+        assert calls(1) > 0
+        assert calls(2) > 0
 
 
 def test_work_whose_process_dies_is_an_error():
     with (
         pytest.raises(RuntimeError, match=r"^dying_work: its process ended with 3"),
-        child.working(dying_work) as work,
+        child.working(dying_work) as calls,
     ):
-        work()
+        calls(1)
 
 
 def test_importing_takes_time():

@@ -1,0 +1,106 @@
+"""Who is compared: ours, Flax's RNN and torch, and how each process is set."""
+
+import dataclasses
+import importlib.util
+from typing import Protocol
+
+from experiments.allocator import keep_freed_memory
+from experiments.benchmark.flax_rnn import FlaxRNN
+from experiments.benchmark.ours import Ours
+from experiments.benchmark.sizes import Sizes
+from experiments.benchmark.timing import Work
+from experiments.devices import claim_cores, usable_cores
+
+STEPS_A_CALL = 10
+
+ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
+CHUNK = f"ours, {STEPS_A_CALL} steps a call"
+FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
+FLAX_KEPT, TORCH_KEPT = "flax RNN, memory kept", "torch, memory kept"
+
+
+class Contender(Protocol):
+    """Makes the work that is timed; a call trains `steps_a_call` steps."""
+
+    steps_a_call: int
+
+    def training(self, sizes: Sizes) -> Work: ...
+
+    def inference(self, sizes: Sizes) -> Work: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A contender with a process of its own, and what that process is told first.
+
+    Attributes:
+        contender: that makes the work.
+        keeps_memory: as the experiment does, see `experiments/allocator.py`.
+        claims_cores: one CPU device per core, as the experiment does.
+    """
+
+    contender: Contender
+    keeps_memory: bool = False
+    claims_cores: bool = False
+
+    def work(self, kind: str, sizes: Sizes) -> Work:
+        """`training` or `inference`; to be called in that process, before JAX runs."""
+        if self.keeps_memory:
+            keep_freed_memory()
+        if self.claims_cores:
+            claim_cores()
+        return getattr(self.contender, kind)(sizes)
+
+
+def has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def in_one_process() -> dict[str, Contender]:
+    """All of them, where torch is installed; else ours and Flax's."""
+    found: dict[str, Contender] = {
+        ALL: Ours("auto", all_devices=True),
+        ONE: Ours("auto", all_devices=False),
+        FLAX: FlaxRNN(),
+    }
+    if has_torch():
+        found[TORCH] = _torch()
+    return found
+
+
+def in_chunks() -> Contender:
+    """Ours with several steps a call, as the experiment does."""
+    return Ours("auto", all_devices=True, steps_a_call=STEPS_A_CALL)
+
+
+def scan() -> Contender:
+    return Ours("scan", all_devices=False)
+
+
+def torch_compiled() -> Contender:
+    return _torch(compiled=True)
+
+
+def alone() -> dict[str, Alone]:
+    """Each with a process of its own.
+
+    Ours is set as the experiment sets it. Flax's RNN and torch come twice: as their
+    users run them, and with their memory kept as ours keeps it.
+    """
+    found = {
+        CHUNK: Alone(in_chunks(), keeps_memory=True, claims_cores=True),
+        ALL: Alone(Ours("auto", True), keeps_memory=True, claims_cores=True),
+        ONE: Alone(Ours("auto", False), keeps_memory=True),
+        FLAX: Alone(FlaxRNN()),
+        FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
+    }
+    if has_torch():
+        found[TORCH] = Alone(_torch())
+        found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)
+    return found
+
+
+def _torch(compiled: bool = False) -> Contender:
+    from experiments.benchmark.torch_lstm import TorchLSTM
+
+    return TorchLSTM(usable_cores(), compiled)
