@@ -2,9 +2,10 @@ r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
 
 What sets it apart from a scan over the cell:
 
-- The inputs' product, of all steps at once, stands before the loop. On CPU it does so
-  only for few rows of large weights (`_outweigh`); else a gate's two products are one,
-  of [x, h] with both weights, whose result never leaves the cache.
+- The inputs' product, of all steps at once, stands before the loop, and in it one
+  product of h for all gates. On a CPU that is so for small sizes only (`_on_cpu`); for
+  larger ones a product for each gate is faster, and of many rows that of [x, h] with
+  both weights, whose result never leaves the cache.
 - The derivative is linear in what it is given, with factors that follow from the
   gates and the cell state. Those are what is kept (`Kept`), five numbers a unit and
   step; the loop backward holds one product and one tanh.
@@ -40,8 +41,11 @@ from jax.custom_derivatives import SymbolicZero
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 
 _GATES = ("i", "f", "g", "o")
-# What a core's own cache holds, below which weights cost nothing to read again.
+# What a core's own cache holds: up to which numbers cost nothing to read again.
 _CACHED_BYTES = 2**20
+# Up to which a layer's recurrent weights are multiplied at once on a CPU.
+_JOINED_BYTES = 2**18
+_FEW_ROWS = 8
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -64,6 +68,13 @@ class Kept(NamedTuple):
     o: jax.Array
     c: jax.Array  # That the step started from.
     m: jax.Array | None  # o·tanh(c'), with a projection only.
+
+
+class Layout(NamedTuple):
+    """How a loop's products are laid out; the results are the same."""
+
+    hoists: bool  # The inputs' product stands before the loop.
+    joins: bool  # One product of h for all gates; only where the other is hoisted.
 
 
 class Slopes(NamedTuple):
@@ -136,19 +147,24 @@ def _lstm_jvp(reverse, primals, tangents):
 
 def _forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
-    hoisted = functools.partial(_loop, reverse, keep, True)
-    if _outweigh(weights, x):
-        return hoisted(weights, x, valid, carry)
+    loop = functools.partial(_loop, reverse, keep)
+    on_cpu, elsewhere = _on_cpu(weights, x), Layout(hoists=True, joins=True)
+    if on_cpu == elsewhere:
+        return loop(elsewhere, weights, x, valid, carry)
     # The platform is the one that the program is lowered for, whatever JAX's default.
-    in_loop = functools.partial(_loop, reverse, keep, False)
     return jax.lax.platform_dependent(
-        weights, x, valid, carry, cpu=in_loop, default=hoisted
+        weights,
+        x,
+        valid,
+        carry,
+        cpu=functools.partial(loop, on_cpu),
+        default=functools.partial(loop, elsewhere),
     )
 
 
-def _loop(reverse, keep, hoists, weights, x, valid, carry):
-    """`_forward`, with the inputs' product before the loop if `hoists`."""
-    inputs, products = _gate_products(weights, x, hoists)
+def _loop(reverse, keep, layout, weights, x, valid, carry):
+    """`_forward` in one layout."""
+    inputs, products = _gate_products(weights, x, layout)
 
     def step(carry, inputs):
         inputs, is_valid = inputs
@@ -178,41 +194,61 @@ def _loop(reverse, keep, hoists, weights, x, valid, carry):
     return carry, y, kept
 
 
-def _gate_products(weights, x, hoists):
-    """The inputs of a loop, and what turns a step's input and h into each gate's z.
+def _gate_products(weights, x, layout):
+    """The inputs of a loop, and what turns a step's input and h into each gate's z."""
+    if not layout.hoists:
+        pairs = zip(weights.x, weights.h, strict=True)
+        kernels = [jnp.concatenate(pair) for pair in pairs]
 
-    A product for each gate: one for all four would have to be cut up again, and
-    XLA:CPU computes such a step's gates in more and slower passes.
+        def multiply_both(x, h):
+            x_and_h = jnp.concatenate([x, h], axis=-1)
+            return [x_and_h @ kernel for kernel in kernels]
+
+        return x, multiply_both
+
+    # Rounded to the dtype of the computation once: their sum, not both terms of it.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    product = functools.partial(jnp.matmul, preferred_element_type=wide)
+    joined = jnp.concatenate(weights.h, axis=-1) if layout.joins else None
+
+    def multiply(h):
+        if joined is not None:
+            return jnp.split(product(h, joined), len(_GATES), axis=-1)
+        return [product(h, kernel) for kernel in weights.h]
+
+    def add_to_hoisted(z_x, h):
+        pairs = zip(z_x, multiply(h), strict=True)
+        return [(z + z_h).astype(h.dtype) for z, z_h in pairs]
+
+    # Apart even so: XLA:CPU is slow where it has to cut up each step's sum.
+    return tuple(product(x, kernel) for kernel in weights.x), add_to_hoisted
+
+
+def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
+    """The layout that is fastest on a CPU; measured on XLA:CPU's, see the README.
+
+    - While all is small, what a product costs anyhow counts most: one for all gates,
+      and the inputs' before the loop, whose result stays in the cache.
+    - Else a product for each gate: of one for all XLA:CPU computes the gates in more
+      and slower passes. In the loop the inputs' product reads the input's weights, I
+      numbers a unit, at every step; before the loop it writes and reads its own
+      result, 2·B numbers a unit and step. Weights in the cache are read for nothing.
+
+    A symbolic size (jax.export) counts as a large one.
     """
-    if hoists:
+    steps, batch, inputs = x.shape
+    width = 4 * weights.h[0].shape[-1] * x.dtype.itemsize
+    recurrent = width * weights.h[0].shape[0]
+    both = recurrent + width * inputs
 
-        def add_to_hoisted(z_x, h):
-            return [z + h @ kernel for z, kernel in zip(z_x, weights.h, strict=True)]
+    def at_most(size, bound):
+        return isinstance(size, int) and size <= bound
 
-        return tuple(x @ kernel for kernel in weights.x), add_to_hoisted
-
-    kernels = [jnp.concatenate(pair) for pair in zip(weights.x, weights.h, strict=True)]
-
-    def multiply_both(x, h):
-        x_and_h = jnp.concatenate([x, h], axis=-1)
-        return [x_and_h @ kernel for kernel in kernels]
-
-    return x, multiply_both
-
-
-def _outweigh(weights: Weights, x: jax.Array) -> bool:
-    """Whether the inputs' product belongs before the loop on a CPU, too.
-
-    In the loop it reads the input's weights, I numbers a unit, at every step.
-    Before the loop it writes and reads its own result, 2·B numbers a unit and step.
-    Weights that stay in the core's cache are read for nothing. A batch of symbolic
-    size (jax.export) counts as a large one.
-    """
-    kernels = (*weights.x, *weights.h)
-    weight_bytes = sum(kernel.size * kernel.dtype.itemsize for kernel in kernels)
-    _, batch, inputs = x.shape
-    few_rows = isinstance(batch, int) and 2 * batch < inputs
-    return weight_bytes > _CACHED_BYTES and few_rows
+    stays = at_most(batch * steps * width, _CACHED_BYTES) or at_most(batch, _FEW_ROWS)
+    if recurrent <= _JOINED_BYTES and stays:
+        return Layout(hoists=True, joins=True)
+    hoists = both > _CACHED_BYTES and at_most(2 * batch, inputs)
+    return Layout(hoists=hoists, joins=False)
 
 
 def _shifted(reverse, valid, h_0, y):

@@ -3,7 +3,7 @@
 import hypothesis
 import jax
 import pytest
-from kinds import KINDS, Variant
+from kinds import KINDS, Variant, lay_out_as_if_large
 
 # Before the first array: later, the number of devices cannot change. It is the
 # number of CPU devices only, and does nothing to an accelerator's.
@@ -26,11 +26,12 @@ LSTM_RECURRENCES = {
     "fused_remat": {"implementation": "fused", "remat": True},
 }
 VARIANTS = {name: Variant("lstm", way) for name, way in LSTM_RECURRENCES.items()}
+VARIANTS["fused_large"] = Variant("lstm", LSTM_RECURRENCES["fused"], as_if_large=True)
 VARIANTS |= {kind: Variant(kind, {}) for kind in KINDS if kind != "lstm"}
 # Compiling a stretch twice takes its time; the default run has `remat` in the Python
 # loop's examples and in test_fused. What the cells differ in, the loop's examples and
 # the parity with torch show; that the transformations leave it alone is slow.
-DEFAULT = ("scan", "fused")
+DEFAULT = ("scan", "fused", "fused_large")
 
 
 @pytest.fixture(
@@ -39,8 +40,10 @@ DEFAULT = ("scan", "fused")
         for name, v in VARIANTS.items()
     ]
 )
-def variant(request):
+def variant(request, monkeypatch):
     """Each kind of stack, and each way to run it over time."""
+    if request.param.as_if_large:
+        lay_out_as_if_large(monkeypatch)
     return request.param
 
 

@@ -15,8 +15,10 @@ from jax.extend import core
 from flax_lstm import LSTMClassifier, StackedLSTM
 from flax_lstm.checkpoint import classifier_from_options, classifier_options
 
-# All different, so that a shape says what it is.
+# All different, so that a shape says what it is. On a CPU products are laid out in one
+# way with H units, in another with MANY.
 T, B, I, H, P = 9, 7, 3, 5, 2  # noqa: E741
+MANY = 160
 
 
 def inner_jaxprs(equation):
@@ -58,8 +60,8 @@ def scans(jaxpr):
             yield from scans(inner)
 
 
-def setting(**options):
-    lstm = StackedLSTM(I, H, **options)
+def setting(hidden=H, **options):
+    lstm = StackedLSTM(I, hidden, **options)
     x = jnp.ones((T, B, I))
     return lstm, x, lstm.init(jax.random.key(0), x)
 
@@ -78,15 +80,18 @@ def shapes_in_loops(lstm, x, variables, of_input):
 
 @pytest.mark.parametrize("proj_size", [0, P])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_no_loop_holds_a_product_of_a_weights_gradient(bidirectional, proj_size):
+@pytest.mark.parametrize("hidden", [H, MANY])
+def test_no_loop_holds_a_product_of_a_weights_gradient(
+    hidden, bidirectional, proj_size
+):
     lstm, x, variables = setting(
-        implementation="fused", bidirectional=bidirectional, proj_size=proj_size
+        hidden, implementation="fused", bidirectional=bidirectional, proj_size=proj_size
     )
     in_loop, outside = shapes_in_loops(lstm, x, variables, of_input=True)
     assert in_loop
     assert all(shape[0] == B for shape in in_loop)
-    h_width = proj_size or H
-    for of_weights in ((I, 4 * H), (h_width, 4 * H)):
+    h_width = proj_size or hidden
+    for of_weights in ((I, 4 * hidden), (h_width, 4 * hidden)):
         assert of_weights in outside or of_weights[::-1] in outside
 
 
@@ -96,11 +101,14 @@ def test_the_scan_has_such_products_which_is_why_this_can_fail():
     assert any(B not in shape for shape in in_loop)
 
 
-def test_the_loops_hold_the_recurrent_products_only():
-    """Four forward, one for each gate, and one backward."""
-    lstm, x, variables = setting(implementation="fused")
+@pytest.mark.parametrize(
+    ("hidden", "forward"), [(H, [(B, 4 * H)]), (MANY, [(B, MANY)] * 4)]
+)
+def test_the_loops_hold_the_recurrent_products_only(hidden, forward):
+    """Forward for all gates at once, or one for each; backward one."""
+    lstm, x, variables = setting(hidden, implementation="fused")
     in_loop, _ = shapes_in_loops(lstm, x, variables, of_input=True)
-    assert sorted(in_loop) == sorted([(B, H)] * 4 + [(B, H)])
+    assert sorted(in_loop) == sorted([*forward, (B, hidden)])
 
 
 def test_five_numbers_a_unit_and_step_are_kept():
@@ -127,27 +135,34 @@ def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed():
     assert (T, B, I) not in without
 
 
-@pytest.mark.parametrize(("platform", "before_the_loop"), [("cpu", 0), ("cuda", 4)])
-def test_the_inputs_products_follow_the_platform_lowered_for(platform, before_the_loop):
+@pytest.mark.parametrize(
+    ("platform", "hidden", "before", "inside"),
+    [("cpu", H, 4, 1), ("cpu", MANY, 0, 4), ("cuda", H, 4, 1), ("cuda", MANY, 4, 1)],
+)
+def test_products_follow_the_platform_lowered_for(platform, hidden, before, inside):
     """Lowered here for a platform that need not be here."""
-    lstm, x, variables = setting(implementation="auto")
+    lstm, x, variables = setting(hidden, implementation="auto")
     traced = jax.jit(lstm.apply).trace(variables, x)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    all_steps = f"tensor<{T}x{B}x{H}xf32>"
+    all_steps = f"tensor<{T}x{B}x{hidden}xf32>"
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert sum(line.endswith(all_steps) for line in products) == before_the_loop
-    assert len(products) == 4 + before_the_loop
+    assert sum(line.endswith(all_steps) for line in products) == before
+    assert len(products) == before + inside
 
 
-# Inputs of one step, batch: the weights in the loop, and (large, few rows) before it.
-@pytest.mark.parametrize(("inputs", "batch"), [(3, 7), (256, 2)])
-def test_both_layouts_of_the_products_give_the_scans_results(inputs, batch, x64):
+# What stands before the loop: all inputs' products; none; those of few large rows.
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "batch"), [(3, 32, 7), (3, 128, 7), (256, 128, 2)]
+)
+def test_each_layout_of_the_products_gives_the_scans_results(
+    inputs, hidden, batch, x64
+):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, batch, inputs))
 
     def run(implementation):
         lstm = StackedLSTM(
-            inputs, 128, implementation=implementation, param_dtype="float64"
+            inputs, hidden, implementation=implementation, param_dtype="float64"
         )
         variables = lstm.init(jax.random.key(0), x)
 

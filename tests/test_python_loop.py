@@ -126,7 +126,7 @@ def test_two_chunks_that_hand_on_the_state_are_the_whole(kinds, data):
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, variant, x64):
-    kind, recurrence = variant
+    kind, recurrence, _ = variant
     options = {"input_size": 3, "hidden_size": 4, "num_layers": num_layers}
     options |= variant.projection(proj_size) | recurrence
     lengths = np.array([7, 7])
@@ -143,7 +143,7 @@ def test_one_step_at_a_time_is_the_whole(num_layers, proj_size, variant, x64):
 
 def test_chunks_with_lengths_that_end_in_the_first_hand_on_the_state(variant, x64):
     """A stream's row that has ended gets length 0 and keeps its state."""
-    kind, recurrence = variant
+    kind, recurrence, _ = variant
     options = {"input_size": 3, "hidden_size": 4, "num_layers": 2}
     options |= variant.projection(2) | recurrence
     lengths = np.array([2, 6, 4, 0])

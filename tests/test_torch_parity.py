@@ -1,9 +1,9 @@
 """The stacks against torch's LSTM, GRU and RNN: outputs, states, every gradient.
 
-CI runs the full product of the LSTM's options, and of the other cells' a set in
-which every three stand together at least once (`-m "slow or not slow"`; `-m ''` is
-the full product of all). The default run takes every three of the LSTM, and every two
-of the others.
+CI runs the full product of the LSTM's options, and of the other cells', and of the
+fused LSTM's other layout, a set in which every three stand together at least once
+(`-m "slow or not slow"`; `-m ''` is the full product of all). The default run takes
+every three of the LSTM, and every two of the others.
 """
 
 import heapq
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_stack
 import pytest
-from kinds import KINDS, packed, unpacked
+from kinds import KINDS, lay_out_as_if_large, packed, unpacked
 
 from flax_lstm import params_from_torch
 
@@ -36,6 +36,10 @@ COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+
+
+# As `fused`, with the products laid out as they are for many units.
+FUSED_LARGE = "fused_large"
 
 
 class Case(NamedTuple):
@@ -85,11 +89,11 @@ class Case(NamedTuple):
         return [f"{name}_n" for name in KINDS[self.kind].state_names]
 
 
-def cases(kinds, proj_sizes):
+def cases(kinds, proj_sizes, implementations=None):
     return [
         Case(kind, implementation, *values)
         for kind in kinds
-        for implementation in KINDS[kind].implementations
+        for implementation in implementations or KINDS[kind].implementations
         for values in itertools.product(
             TOLERANCES,
             (1, 2, 3),
@@ -104,6 +108,7 @@ def cases(kinds, proj_sizes):
 
 
 LSTM_CASES = cases(["lstm"], proj_sizes=(0, 3))
+LARGE_CASES = cases(["lstm"], proj_sizes=(0, 3), implementations=[FUSED_LARGE])
 OTHER_CASES = cases(sorted(set(KINDS) - {"lstm"}), proj_sizes=(0,))
 
 
@@ -127,8 +132,8 @@ def covering(cases, strength):
     return chosen
 
 
-FAST = covering(LSTM_CASES, 3) | covering(OTHER_CASES, 2)
-SLOW = set(LSTM_CASES) | covering(OTHER_CASES, 3)
+FAST = covering(LSTM_CASES, 3) | covering(LARGE_CASES, 2) | covering(OTHER_CASES, 2)
+SLOW = set(LSTM_CASES) | covering(LARGE_CASES, 3) | covering(OTHER_CASES, 3)
 
 
 def mark_of(case):
@@ -139,7 +144,7 @@ def mark_of(case):
 
 PARAMETERS = [
     pytest.param(case, id=str(case), marks=mark_of(case))
-    for case in LSTM_CASES + OTHER_CASES
+    for case in LSTM_CASES + LARGE_CASES + OTHER_CASES
 ]
 
 
@@ -216,7 +221,9 @@ def run_flax(case, params, data):
         case.layers,
         **case.options,
         param_dtype=case.dtype,
-        implementation=case.implementation,
+        implementation="fused"
+        if case.implementation == FUSED_LARGE
+        else case.implementation,
     )
     given = case.initial_states if case.state == "given_state" else []
     lengths = LENGTHS if case.feed == "lengths" else None
@@ -258,8 +265,20 @@ def assert_close(got, expected, tolerance):
 
 @pytest.mark.parametrize(
     ("tested", "all_cases", "strength"),
-    [(FAST, LSTM_CASES, 3), (FAST, OTHER_CASES, 2), (SLOW, OTHER_CASES, 3)],
-    ids=["three_of_the_lstm", "two_of_the_others", "three_of_the_others"],
+    [
+        (FAST, LSTM_CASES, 3),
+        (FAST, LARGE_CASES, 2),
+        (SLOW, LARGE_CASES, 3),
+        (FAST, OTHER_CASES, 2),
+        (SLOW, OTHER_CASES, 3),
+    ],
+    ids=[
+        "three_of_the_lstm",
+        "two_of_the_other_layout",
+        "three_of_the_other_layout",
+        "two_of_the_others",
+        "three_of_the_others",
+    ],
 )
 def test_so_many_options_stand_together(tested, all_cases, strength):
     def meetings(cases):
@@ -271,7 +290,9 @@ def test_so_many_options_stand_together(tested, all_cases, strength):
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-def test_outputs_states_and_gradients_are_torchs(case):
+def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
+    if case.implementation == FUSED_LARGE:
+        lay_out_as_if_large(monkeypatch)
     torch.manual_seed(0)
     model = KINDS[case.kind].build_in_torch(torch, I, H, case.layers, **case.options)
     model = model.to(getattr(torch, case.dtype))
