@@ -22,6 +22,8 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv):
         try:
             rest = flags.FLAGS(argv)
+        except SystemExit:  # Of `--help` and its kin, for which absl ends with 1.
+            sys.exit(0)
         except flags.Error as error:
             _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
         if len(rest) > 1:

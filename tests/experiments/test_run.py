@@ -176,6 +176,26 @@ def test_wrong_flag_is_one_line(flags, message):
     assert_one_line_error(command(*flags), message, status=2)
 
 
+COMMANDS = {
+    "benchmark": "--quick",
+    "compare": "--workdirs",
+    "draw": "--port",
+    "drawings": "--workdir",
+    "export": "--workdir",
+    "gates": "--index",
+    "gradient_flow": "--quick",
+    "mnist": "--num_layers",
+    "predict": "--image",
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_shows_the_flags_and_ends_well(module):
+    done = command(module, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert COMMANDS[module] in done.stdout
+
+
 def test_other_hyper_parameters_are_named(trained):
     workdir, _ = trained
     done = command("mnist", f"--workdir={workdir}", "--hidden_size=64", "--seed=1")
