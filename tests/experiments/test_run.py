@@ -177,13 +177,13 @@ def test_wrong_flag_is_one_line(flags, message):
 
 
 COMMANDS = {
-    "benchmark": "--quick",
+    "benchmark": "--[no]quick",
     "compare": "--workdirs",
     "draw": "--port",
     "drawings": "--workdir",
     "export": "--workdir",
     "gates": "--index",
-    "gradient_flow": "--quick",
+    "gradient_flow": "--[no]quick",
     "mnist": "--num_layers",
     "predict": "--image",
 }
