@@ -45,13 +45,13 @@ def run(quick: bool, scales: bool, output: str) -> None:
     elif quick:
         show(sections.quickly(seconds=1))
     else:
-        show(sections.in_own_processes(seconds=15))
-        show(sections.training_and_inference(seconds=15))
+        show(sections.in_own_processes(seconds=10))
+        show(sections.training_and_inference(seconds=10))
         show(sections.costs(repeats=5))
         show(sections.whole_epoch(rounds=3))
-        show(sections.grid(seconds=4))
+        show(sections.grid(seconds=3))
         growth: dict[str, list[Comparison]] = {}
-        for axis, comparison in sections.growth(seconds=3):
+        for axis, comparison in sections.growth(seconds=2):
             growth.setdefault(axis, []).append(comparison)
         show(comparison for rows in growth.values() for comparison in rows)
         sizes = {axis: sections.growth_values(axis) for axis in growth}
