@@ -8,7 +8,9 @@ import jax
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
+from flax_lstm._cudnn_lstm import run_layers_by_cudnn
 from flax_lstm._fused_lstm import fuse_over_time
+from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._stack import RecurrentStack
@@ -58,8 +60,11 @@ class StackedLSTM(RecurrentStack):
         implementation: how the recurrence over time is run, on the same parameters
             and with the same results. `'scan'`: `nn.scan` over the cell, step by
             step. `'fused'`: derivatives of its own, with every weight's gradient as
-            one product after the loop, see `flax_lstm/_fused_lstm.py`. `'auto'`:
-            `'fused'`; the README has the measurements, sizes where it is behind too.
+            one product after the loop, see `flax_lstm/_fused_lstm.py`. `'cudnn'`:
+            NVIDIA's library, for float32 on its GPUs, without projection, vmap and
+            forward mode, in TF32 unless `jax_default_matmul_precision` is 'highest',
+            see `flax_lstm/_cudnn_lstm.py`. `'auto'`: `'fused'`; the README has the
+            measurements, sizes where it is behind too.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and compute the others again, for long sequences: memory beside
             inputs and outputs grows with √T instead of T, one more forward pass.
@@ -113,6 +118,9 @@ class StackedLSTM(RecurrentStack):
         "scan": scan_over_time,
         "fused": fuse_over_time,
     }
+    stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {
+        "cudnn": run_layers_by_cudnn,
+    }
 
     @nn.compact
     def __call__(
@@ -164,6 +172,11 @@ class StackedLSTM(RecurrentStack):
             raise ValueError(
                 f"proj_size: expected it to be smaller than hidden_size "
                 f"{self.hidden_size}, got {self.proj_size}"
+            )
+        if self.proj_size and self.implementation == "cudnn":
+            raise ValueError(
+                f"proj_size: expected 0 with implementation='cudnn', which has no "
+                f"projection, got {self.proj_size}"
             )
         check.require_number("forget_bias", self.forget_bias)
         if self.forget_bias and not self.bias:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
+from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
@@ -60,6 +61,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         "auto": scan_over_time,
         "scan": scan_over_time,
     }
+    stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {}
 
     if TYPE_CHECKING:  # Declared by each subclass, in the order of its torch class.
         input_size: int
@@ -91,10 +93,14 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.dtype is not None:
             check.require_floating_dtype("dtype", self.dtype)
         check.require_floating_dtype("param_dtype", self.param_dtype)
-        check.require_one_of(
-            "implementation", self.implementation, self.implementations
-        )
+        known = [*self.implementations, *self.stack_implementations]
+        check.require_one_of("implementation", self.implementation, known)
         check.require_bool("remat", self.remat)
+        if self.remat and self.implementation in self.stack_implementations:
+            raise ValueError(
+                f"remat: expected False with implementation={self.implementation!r}, "
+                f"which keeps what it needs by itself, got True"
+            )
 
     @property
     def kernel_initializer(self) -> Initializer:
@@ -163,39 +169,40 @@ class RecurrentStack(nn.Module, kw_only=True):
         return x, state if len(state) > 1 else state[0]
 
     def _run_layers(self, x, state, valid, deterministic, dtype):
-        """Layer after layer on time-major (T, B, ·), each in its directions."""
-        recur = self.implementations[self.implementation]
-        if self.remat:
-            recur = remat_over_time(recur)
-        directions = ("", "_reverse") if self.bidirectional else ("",)
+        """Time-major (T, B, ·) through all layers, with dropout between them."""
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        layers = [
+            [self.make_cell(dtype, name=f"layer_{layer}{s}") for s in suffixes]
+            for layer in range(self.num_layers)
+        ]
+        run = self._stack_recurrence()
+        drops = self.dropout > 0 and not deterministic
+        at_once = 1 if drops else self.num_layers
         final_states = []
-        for layer in range(self.num_layers):
-            outputs = []
-            for direction, suffix in enumerate(directions):
-                row = layer * len(directions) + direction
-                cell = self.make_cell(dtype, name=f"layer_{layer}{suffix}")
-                carry, y = recur(
-                    cell,
-                    cell.to_carry(tuple(array[row] for array in state)),
-                    x,
-                    valid=valid,
-                    reverse=bool(direction),
-                )
-                outputs.append(y)
-                final_states.append(cell.to_state(carry))
-            x = jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1:
-                x = self._drop_out(x, deterministic)
-        return x, tuple(jnp.stack(arrays) for arrays in zip(*final_states, strict=True))
+        for first in range(0, self.num_layers, at_once):
+            if first:
+                x = self._drop_out(x)
+            start, end = first * len(suffixes), (first + at_once) * len(suffixes)
+            rows = tuple(array[start:end] for array in state)
+            x, new = run(layers[first : first + at_once], rows, x, valid=valid)
+            final_states.append(new)
+        if len(final_states) == 1:
+            return x, final_states[0]
+        return x, tuple(map(jnp.concatenate, zip(*final_states, strict=True)))
 
-    def _drop_out(self, x, deterministic):
-        active = self.dropout > 0 and not deterministic
-        if active and not self.has_rng("dropout"):
+    def _stack_recurrence(self) -> StackRecurrence:
+        if self.implementation in self.stack_implementations:
+            return self.stack_implementations[self.implementation]
+        recur = self.implementations[self.implementation]
+        return layer_by_layer(remat_over_time(recur) if self.remat else recur)
+
+    def _drop_out(self, x):
+        if not self.has_rng("dropout"):
             raise ValueError(
                 f"rngs: expected a key for dropout={self.dropout} with "
                 f"deterministic=False, got none; pass rngs={{'dropout': key}}"
             )
-        return nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        return nn.Dropout(self.dropout)(x, deterministic=False)
 
     def _checked_state(self, hx, batch, batched):
         """The user's state as batched floating arrays of the right shapes, or None."""

@@ -3,7 +3,8 @@
 CI runs the full product of the LSTM's options, and of the other cells', and of the
 fused LSTM's other layout, a set in which every three stand together at least once
 (`-m "slow or not slow"`; `-m ''` is the full product of all). The default run takes
-every three of the LSTM, and every two of the others.
+every three of the LSTM, and every two of the others. cuDNN's calls are stood in for
+where there is no NVIDIA GPU.
 """
 
 import heapq
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_stack
 import pytest
+from cudnn_stand_in import stand_in_for_cudnn
 from kinds import KINDS, lay_out_as_if_large, packed, unpacked
 
 from flax_lstm import params_from_torch
@@ -109,6 +111,11 @@ def cases(kinds, proj_sizes, implementations=None):
 
 LSTM_CASES = cases(["lstm"], proj_sizes=(0, 3))
 LARGE_CASES = cases(["lstm"], proj_sizes=(0, 3), implementations=[FUSED_LARGE])
+CUDNN_CASES = [
+    case
+    for case in cases(["lstm"], proj_sizes=(0,), implementations=["cudnn"])
+    if case.dtype == "float32"  # It has no other.
+]
 OTHER_CASES = cases(sorted(set(KINDS) - {"lstm"}), proj_sizes=(0,))
 
 
@@ -132,8 +139,12 @@ def covering(cases, strength):
     return chosen
 
 
-FAST = covering(LSTM_CASES, 3) | covering(LARGE_CASES, 2) | covering(OTHER_CASES, 2)
-SLOW = set(LSTM_CASES) | covering(LARGE_CASES, 3) | covering(OTHER_CASES, 3)
+FAST = covering(LSTM_CASES, 3).union(
+    *(covering(cases, 2) for cases in (LARGE_CASES, CUDNN_CASES, OTHER_CASES))
+)
+SLOW = set(LSTM_CASES).union(
+    CUDNN_CASES, *(covering(cases, 3) for cases in (LARGE_CASES, OTHER_CASES))
+)
 
 
 def mark_of(case):
@@ -144,7 +155,7 @@ def mark_of(case):
 
 PARAMETERS = [
     pytest.param(case, id=str(case), marks=mark_of(case))
-    for case in LSTM_CASES + LARGE_CASES + OTHER_CASES
+    for case in LSTM_CASES + LARGE_CASES + CUDNN_CASES + OTHER_CASES
 ]
 
 
@@ -269,6 +280,7 @@ def assert_close(got, expected, tolerance):
         (FAST, LSTM_CASES, 3),
         (FAST, LARGE_CASES, 2),
         (SLOW, LARGE_CASES, 3),
+        (FAST, CUDNN_CASES, 2),
         (FAST, OTHER_CASES, 2),
         (SLOW, OTHER_CASES, 3),
     ],
@@ -276,6 +288,7 @@ def assert_close(got, expected, tolerance):
         "three_of_the_lstm",
         "two_of_the_other_layout",
         "three_of_the_other_layout",
+        "two_of_cudnn",
         "two_of_the_others",
         "three_of_the_others",
     ],
@@ -293,6 +306,8 @@ def test_so_many_options_stand_together(tested, all_cases, strength):
 def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
     if case.implementation == FUSED_LARGE:
         lay_out_as_if_large(monkeypatch)
+    if case.implementation == "cudnn":
+        stand_in_for_cudnn(monkeypatch)
     torch.manual_seed(0)
     model = KINDS[case.kind].build_in_torch(torch, I, H, case.layers, **case.options)
     model = model.to(getattr(torch, case.dtype))

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 from typing import Protocol
 
+import jax
+
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
@@ -14,6 +16,7 @@ from experiments.devices import claim_cores, usable_cores
 STEPS_A_CALL = 10
 
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
+CUDNN = "ours, cuDNN"
 CHUNK = f"ours, {STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 FLAX_KEPT, TORCH_KEPT = "flax RNN, memory kept", "torch, memory kept"
@@ -65,7 +68,7 @@ def in_one_process() -> dict[str, Contender]:
     }
     if has_torch():
         found[TORCH] = _torch()
-    return found
+    return found | _by_cudnn()
 
 
 def in_chunks() -> Contender:
@@ -94,10 +97,19 @@ def alone() -> dict[str, Alone]:
         FLAX: Alone(FlaxRNN()),
         FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
     }
+    for name, contender in _by_cudnn().items():
+        found[name] = Alone(contender, keeps_memory=True)
     if has_torch():
         found[TORCH] = Alone(_torch())
         found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)
     return found
+
+
+def _by_cudnn() -> dict[str, Contender]:
+    """On a GPU only; elsewhere there is none."""
+    if jax.default_backend() != "gpu":
+        return {}
+    return {CUDNN: Ours("cudnn", all_devices=False)}
 
 
 def _torch(compiled: bool = False) -> Contender:

@@ -59,7 +59,7 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
     """
     import torch
 
-    from experiments.benchmark.torch_lstm import Classifier
+    from experiments.benchmark.torch_lstm import Classifier, device_like_jaxs
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, split: Split):
@@ -75,7 +75,8 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
             ]
 
     torch.manual_seed(0)
-    model = Classifier(NOTES)
+    device = device_like_jaxs()
+    model = Classifier(NOTES).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = torch.nn.CrossEntropyLoss()
     load = functools.partial(torch.utils.data.DataLoader, batch_size=NOTES.batch)
@@ -85,6 +86,7 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
         torch.set_num_threads(threads)
         model.train()
         for inputs, labels in train_loader:
+            inputs, labels = inputs.to(device), labels.to(device)
             loss = criterion(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -93,6 +95,7 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
         correct = 0
         with torch.no_grad():
             for inputs, labels in test_loader:
+                inputs, labels = inputs.to(device), labels.to(device)
                 correct += (model(inputs).argmax(1) == labels).sum().item()
 
     return work

@@ -25,6 +25,8 @@ def run(quick: bool, scales: bool, output: str) -> None:
         RunError: the results can't be written there.
     """
     _make_folder(output)
+    # Of a GPU's memory JAX would take most at once, and leave none for the others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(max(scaling.COUNTS) if scales else None)
     # Else what one contender leaves behind in the allocator is another's gain.
     keep_freed_memory()
@@ -85,6 +87,7 @@ def _environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,
         "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),

@@ -11,6 +11,7 @@ from experiments.benchmark.child import can_pin, in_process, on_one_core, workin
 from experiments.benchmark.contenders import (
     ALL,
     CHUNK,
+    CUDNN,
     FLAX,
     FLAX_KEPT,
     ONE,
@@ -29,9 +30,14 @@ from experiments.benchmark.sizes import NOTES, Sizes
 from experiments.benchmark.timing import Calls, Work, calls_of, in_turn
 from experiments.devices import claim_cores, usable_cores
 
-RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX))
+# On a GPU; who is not there has no ratio.
+_OF_CUDNN = ((CUDNN, TORCH), (ALL, CUDNN))
+RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_OF_CUDNN)
 # As their users run them, and then on equal terms.
-RATIOS_ALONE = ((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT))
+RATIOS_ALONE = (
+    *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT)),
+    *_OF_CUDNN,
+)
 
 GROWTH = {
     "B": [NOTES._replace(batch=batch) for batch in (1, 10, 32, 100, 320, 1000)],
@@ -49,9 +55,9 @@ _INFERENCE_BATCHES = (1, 100, 1000)
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
-    names = (CHUNK, FLAX, TORCH)
+    names = (CHUNK, CUDNN, FLAX, TORCH)
     yield _alone("training step, a process each", names, "training", NOTES, seconds)
-    names = (ALL, FLAX, TORCH)
+    names = (ALL, CUDNN, FLAX, TORCH)
     for batch in _INFERENCE_BATCHES[:2]:
         yield _inference_alone(names, batch, seconds)
 
@@ -63,7 +69,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     number of devices. Apart, ours runs as the experiment does, and the others as
     their users run them, and once more with their memory kept.
     """
-    names = (CHUNK, ALL, ONE, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    names = (CHUNK, ALL, ONE, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
     section = "training step, a process each"
     yield _alone(section, names, "training", NOTES, seconds)
     for batch in _INFERENCE_BATCHES:
@@ -81,7 +87,7 @@ def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Compar
 
 def grid(seconds: float) -> Iterator[Comparison]:
     """Training and inference over sizes from small to large and long."""
-    names = (ALL, ONE, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    names = (ALL, ONE, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
     for kind in ("training", "inference"):
         for sizes in GRID:
             yield _alone(f"grid, {kind}, a process each", names, kind, sizes, seconds)

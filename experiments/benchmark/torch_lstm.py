@@ -2,11 +2,27 @@
 
 import functools
 
+import jax
 import torch
 
 from experiments.benchmark.ours import examples
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
+
+# Of JAX's `jax_default_matmul_precision`: products of float32 without TF32.
+_FLOAT32 = ("highest", "float32", "F32_F32_F32")
+
+
+def device_like_jaxs() -> str:
+    """`cuda` where JAX computes on a GPU, with products as precise as JAX's there."""
+    if jax.default_backend() != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch: expected a build with CUDA beside JAX on a GPU")
+    in_tf32 = jax.config.values["jax_default_matmul_precision"] not in _FLOAT32
+    torch.backends.cudnn.allow_tf32 = in_tf32
+    torch.backends.cuda.matmul.allow_tf32 = in_tf32
+    return "cuda"
 
 
 class Classifier(torch.nn.Module):
@@ -36,8 +52,9 @@ class TorchLSTM:
 
     def training(self, sizes: Sizes) -> Work:
         """One step: forward, backward, Adam."""
-        model = self._model(sizes)
-        inputs, labels = self._batch(sizes)
+        device = device_like_jaxs()
+        model = self._model(sizes).to(device)
+        inputs, labels = (tensor.to(device) for tensor in self._batch(sizes))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         criterion = torch.nn.CrossEntropyLoss()
 
@@ -47,22 +64,25 @@ class TorchLSTM:
             loss.backward()
             optimizer.step()
 
-        return functools.partial(self._run, step)
+        return functools.partial(self._run, device, step)
 
     def inference(self, sizes: Sizes) -> Work:
         """Logits of one batch."""
-        model = self._model(sizes).eval()
-        inputs, _ = self._batch(sizes)
+        device = device_like_jaxs()
+        model = self._model(sizes).to(device).eval()
+        inputs = self._batch(sizes)[0].to(device)
 
         @torch.inference_mode()
         def logits():
             model(inputs)
 
-        return functools.partial(self._run, logits)
+        return functools.partial(self._run, device, logits)
 
-    def _run(self, work: Work) -> None:
+    def _run(self, device: str, work: Work) -> None:
         torch.set_num_threads(self._threads)
         work()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def _model(self, sizes: Sizes):
         torch.manual_seed(0)

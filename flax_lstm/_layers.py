@@ -1,0 +1,59 @@
+"""Several layers one after another, each in its directions.
+
+What runs layers has the signature of the functions that `layer_by_layer` makes. A
+stack lists those that take several layers at once, because a library does, in
+`RecurrentStack.stack_implementations`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_lstm._cell import State
+from flax_lstm._recurrence import Recurrence
+
+StackRecurrence = Callable[..., tuple[jax.Array, State]]
+
+
+def layer_by_layer(recur: Recurrence) -> StackRecurrence:
+    """Layers that are run over time by `recur`, each direction by itself."""
+
+    def run(
+        layers: Sequence[Sequence[Any]],
+        state: State,
+        inputs: jax.Array,
+        *,
+        valid: jax.Array | None,
+    ) -> tuple[jax.Array, State]:
+        """One layer after another.
+
+        Args:
+            layers: L layers of D cells each, the one that reads backwards last.
+            state: what they start from; (L·D, B, ·) each, in torch's order.
+            inputs: (T, B, I).
+            valid: (T, B) bool or None, as of `scan_over_time`.
+
+        Returns:
+            The last layer's outputs (T, B, D·P), and the states as in `state`.
+        """
+        final_states: list[State] = []
+        x = inputs
+        for cells in layers:
+            outputs = []
+            for direction, cell in enumerate(cells):
+                row = len(final_states)
+                carry, y = recur(
+                    cell,
+                    cell.to_carry(tuple(array[row] for array in state)),
+                    x,
+                    valid=valid,
+                    reverse=bool(direction),
+                )
+                outputs.append(y)
+                final_states.append(cell.to_state(carry))
+            x = jnp.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+        return x, tuple(jnp.stack(arrays) for arrays in zip(*final_states, strict=True))
+
+    return run
