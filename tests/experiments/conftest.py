@@ -1,7 +1,15 @@
 """One whole run on the embedded digits, which several files look at."""
 
+import signal
+
 import pytest
 from commands import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """A shell's background job ignores Ctrl-C, and so would every process it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
