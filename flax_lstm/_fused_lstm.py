@@ -99,12 +99,12 @@ def fuse_over_time(
     """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
     if cell.is_initializing():
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
-    weights = _weights(cell)
+    weights = weights_of(cell)
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
     return _lstm(reverse, weights, inputs, valid, carry)
 
 
-def _weights(cell: Any) -> Weights:
+def weights_of(cell: Any) -> Weights:
     params = flax.core.meta.unbox(cell.variables["params"])
     params = jax.tree.map(lambda array: jnp.asarray(array, cell.dtype), params)
     return Weights(
@@ -126,7 +126,7 @@ def _lstm(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """Final `(c, h)` and outputs (T, B, P); arguments as of `scan_over_time`."""
-    carry, y, _ = _forward(reverse, weights, x, valid, carry, keep=False)
+    carry, y, _ = forward(reverse, weights, x, valid, carry, keep=False)
     return carry, y
 
 
@@ -134,18 +134,18 @@ def _lstm(
 def _lstm_jvp(reverse, primals, tangents):
     weights, x, valid, carry = primals
     d_weights, d_x, _, d_carry = tangents
-    final, y, kept = _forward(reverse, weights, x, valid, carry, keep=True)
-    h_before = _shifted(reverse, valid, carry[1], y)
+    final, y, kept = forward(reverse, weights, x, valid, carry, keep=True)
+    h_before = shifted(reverse, valid, carry[1], y)
     d_z = _known_part_of_d_z(weights, x, h_before, d_weights, d_x)
     d_carry = jax.tree.map(_instantiated, d_carry, carry)
     d_m = None
     if weights.projection is not None and not _is_zero(d_weights.projection):
-        d_m = _product_over_steps(kept.m, d_weights.projection)
-    d_final, d_y = _linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry)
+        d_m = product_over_steps(kept.m, d_weights.projection)
+    d_final, d_y = linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry)
     return (final, y), (d_final, d_y)
 
 
-def _forward(reverse, weights, x, valid, carry, *, keep):
+def forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
     loop = functools.partial(_loop, reverse, keep)
     on_cpu, elsewhere = _on_cpu(weights, x), Layout(hoists=True, joins=True)
@@ -163,7 +163,7 @@ def _forward(reverse, weights, x, valid, carry, *, keep):
 
 
 def _loop(reverse, keep, layout, weights, x, valid, carry):
-    """`_forward` in one layout."""
+    """`forward` in one layout."""
     inputs, products = _gate_products(weights, x, layout)
 
     def step(carry, inputs):
@@ -251,7 +251,7 @@ def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
     return Layout(hoists=hoists, joins=False)
 
 
-def _shifted(reverse, valid, h_0, y):
+def shifted(reverse, valid, h_0, y):
     """The h that each valid step started from, (T, B, P)."""
     if reverse:
         before = jnp.concatenate([y[1:], h_0[None]])
@@ -276,9 +276,9 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
 
     d_z = jnp.zeros_like(x, shape=())
     if any_given(d_weights.x):
-        d_z += _product_over_steps(x, joined(d_weights.x, weights.x))
+        d_z += product_over_steps(x, joined(d_weights.x, weights.x))
     if any_given(d_weights.h):
-        d_z += _product_over_steps(h_before, joined(d_weights.h, weights.h))
+        d_z += product_over_steps(h_before, joined(d_weights.h, weights.h))
     if any_given(d_weights.b):
         d_z += joined(d_weights.b, weights.b)
     if not _is_zero(d_x):
@@ -288,7 +288,7 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
     return jnp.broadcast_to(d_z, (*steps_and_rows, features))
 
 
-def _product_over_steps(x, d_kernel):
+def product_over_steps(x, d_kernel):
     """x (T, B, K) · d_kernel (K, N), as a product of two matrices.
 
     Its transpose, the kernel's gradient, then is one, too. Of a product with two
@@ -299,7 +299,7 @@ def _product_over_steps(x, d_kernel):
     return product.reshape(steps, batch, d_kernel.shape[-1])
 
 
-def _linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
+def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
     """The tangents' own recurrence; linear in `d_z`, `d_m` and `d_carry`."""
     kernel = jnp.concatenate(weights.h, axis=-1)
     d_carry = with_varying_axes_of(d_carry, (d_z, d_m, kept, kernel))

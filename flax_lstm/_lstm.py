@@ -12,8 +12,11 @@ from flax_lstm._cudnn_lstm import run_layers_by_cudnn
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
+from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._stack import RecurrentStack
+
+_WITHOUT_PROJECTION = ("cudnn", "native")
 
 
 class StackedLSTM(RecurrentStack):
@@ -114,9 +117,10 @@ class StackedLSTM(RecurrentStack):
 
     cell_class: ClassVar[type[LSTMCell]] = LSTMCell
     implementations: ClassVar[Mapping[str, Recurrence]] = {
-        "auto": fuse_over_time,
+        "auto": run_native_or_fused_over_time,
         "scan": scan_over_time,
         "fused": fuse_over_time,
+        "native": run_native_over_time,
     }
     stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {
         "cudnn": run_layers_by_cudnn,
@@ -173,10 +177,10 @@ class StackedLSTM(RecurrentStack):
                 f"proj_size: expected it to be smaller than hidden_size "
                 f"{self.hidden_size}, got {self.proj_size}"
             )
-        if self.proj_size and self.implementation == "cudnn":
+        if self.proj_size and self.implementation in _WITHOUT_PROJECTION:
             raise ValueError(
-                f"proj_size: expected 0 with implementation='cudnn', which has no "
-                f"projection, got {self.proj_size}"
+                f"proj_size: expected 0 with implementation={self.implementation!r}, "
+                f"which has no projection, got {self.proj_size}"
             )
         check.require_number("forget_bias", self.forget_bias)
         if self.forget_bias and not self.bias:

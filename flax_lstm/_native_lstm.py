@@ -1,0 +1,280 @@
+r"""An LSTM layer by loops in C++, on a CPU: `implementation='native'`.
+
+XLA runs a layer's step as a dozen small programs, lays out the weights anew for each
+product, and sends gates and states through memory in between. Here a whole layer is
+one call (`flax_lstm/native`): weights are laid out once, gates are computed on the
+product's sums before they leave the registers, and rows of a batch, or units of few
+rows, are spread over all cores.
+
+Four primitives stand for it, each with a meaning in JAX's own operations (the fused
+implementation's), from which everything comes that the loops have no part in:
+
+- `forward`, `forward_keeping` and `backward` are the loops. Their derivatives and what
+  they are under vmap are those of their meaning.
+- `tangents`, the linear map from tangents to tangents, is always its meaning, but its
+  transpose is `backward`. So reverse mode runs in the loops, and forward mode, second
+  derivatives and vmap work as with the fused implementation.
+
+A loop is called where a program is lowered for a CPU and runs on one device or inside
+`jax.shard_map` over all of a mesh's axes. For another platform, in a program that XLA
+itself spreads over devices, and in one that `jax.export` writes for machines that have
+no such loops, the meaning is compiled in its place: the fused implementation.
+
+It is float32 without projection, of known sizes. The equations are those of
+`flax_lstm/_fused_lstm.py`.
+
+Source: https://docs.jax.dev/en/latest/ffi.html
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.interpreters import ad, batching, mlir
+
+from flax_lstm import _fused_lstm as fused
+from flax_lstm._fused_lstm import Carry, Kept, Weights
+from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
+from flax_lstm.native import library
+
+_GATES = 4
+# Arguments of `_tangents` and `_backward` that they are not linear in: x to c.
+_KNOWN = 10
+
+
+def run_native_over_time(
+    cell: Any,
+    carry: Carry,
+    inputs: jax.Array,
+    *,
+    valid: jax.Array | None,
+    reverse: bool,
+) -> tuple[Carry, jax.Array]:
+    """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
+    if cell.is_initializing():
+        return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
+    if inputs.dtype != jnp.float32:
+        raise ValueError(
+            f"dtype: expected float32 with implementation='native', which has no other, "
+            f"got {inputs.dtype}"
+        )
+    if not _is_known(inputs.shape):
+        raise ValueError(
+            f"input: expected known sizes with implementation='native', got the "
+            f"symbolic {inputs.shape}"
+        )
+    library.register()
+    weights = fused.weights_of(cell)
+    w_x, w_h = (jnp.concatenate(kernels, axis=-1) for kernels in weights[:2])
+    bias = jnp.zeros_like(w_x[0])
+    if weights.b is not None:
+        bias = jnp.concatenate(weights.b)
+    c_0, h_0 = carry
+    arrays = (inputs, w_x, w_h, bias, h_0, c_0, *(() if valid is None else (valid,)))
+    y, h_n, c_n = forward_p.bind(*_varying_alike(arrays), reverse=reverse)
+    return (c_n, h_n), y
+
+
+def run_native_or_fused_over_time(
+    cell: Any,
+    carry: Carry,
+    inputs: jax.Array,
+    *,
+    valid: jax.Array | None,
+    reverse: bool,
+) -> tuple[Carry, jax.Array]:
+    """`implementation='auto'`: the loops where they are compiled and can serve."""
+    serves = (
+        inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
+    )
+    run = fused.fuse_over_time
+    if serves and library.is_built():
+        run = run_native_over_time
+    return run(cell, carry, inputs, valid=valid, reverse=reverse)
+
+
+def _is_known(shape: tuple[Any, ...]) -> bool:
+    return all(isinstance(size, int) for size in shape)
+
+
+def _varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return with_varying_axes_of(arrays, ())  # type: ignore[arg-type, return-value]
+
+
+# What the loops mean. Arguments and results are in the order of native/lstm.cc;
+# `valid` comes last and may be missing.
+
+
+def _forward_keeping(x, w_x, w_h, bias, h_0, c_0, *valid, reverse):
+    weights = _split(w_x, w_h, bias)
+    (c_n, h_n), y, kept = fused.forward(
+        reverse, weights, x, _given(valid), (c_0, h_0), keep=True
+    )
+    return y, h_n, c_n, *kept[:-1]
+
+
+def _forward(x, w_x, w_h, bias, h_0, c_0, *valid, reverse):
+    weights = _split(w_x, w_h, bias)
+    (c_n, h_n), y, _ = fused.forward(
+        reverse, weights, x, _given(valid), (c_0, h_0), keep=False
+    )
+    return y, h_n, c_n
+
+
+def _tangents(x, w_x, w_h, h_0, y, i, f, g, o, c, *others, reverse, needs_x):
+    """Of `_forward`'s results; linear in all of `others` but `valid`."""
+    d_x = others[:1] if needs_x else ()
+    d_w_x, d_w_h, d_bias, d_h_0, d_c_0, *valid = others[len(d_x) :]
+    valid = _given(valid)
+    h_before = fused.shifted(reverse, valid, h_0, y)
+    d_z = fused.product_over_steps(x, d_w_x) + d_bias
+    d_z += fused.product_over_steps(h_before, d_w_h)
+    if needs_x:
+        d_z += d_x[0] @ w_x
+    weights, kept = _split(w_x, w_h, w_h[0]), Kept(i, f, g, o, c, None)
+    d_carry, d_y = fused.linear_scan(
+        reverse, weights, valid, kept, d_z, None, (d_c_0, d_h_0)
+    )
+    d_c_n, d_h_n = d_carry
+    return d_y, d_h_n, d_c_n
+
+
+def _backward(x, w_x, w_h, h_0, y, i, f, g, o, c, *others, reverse, needs_x):
+    """The transpose of `_tangents`; `others` are the gradients of its results."""
+    *gradients, d_c_n = others[:3]
+    valid = others[3:]
+    known = (x, w_x, w_h, h_0, y, i, f, g, o, c)
+
+    def tangents(*linear):
+        return _tangents(*known, *linear, *valid, reverse=reverse, needs_x=needs_x)
+
+    of = (*((x,) if needs_x else ()), w_x, w_h, w_h[0], h_0, c[0])
+    return jax.linear_transpose(tangents, *of)((*gradients, d_c_n))
+
+
+def _split(w_x: jax.Array, w_h: jax.Array, bias: jax.Array) -> Weights:
+    parts = (tuple(jnp.split(joined, _GATES, axis=-1)) for joined in (w_x, w_h, bias))
+    return Weights(*parts, projection=None)
+
+
+def _given(valid):
+    return valid[0] if valid else None
+
+
+# The primitives.
+
+
+def _primitive(name: str, meaning: Callable[..., Any]) -> jax.extend.core.Primitive:
+    """With all that follows from what it means."""
+    primitive = jax.extend.core.Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.cache
+    def compiled(**params):
+        return jax.jit(functools.partial(primitive.bind, **params))
+
+    @functools.cache
+    def results(*arguments, **params):
+        meant = functools.partial(meaning, **params)
+        return jax.make_jaxpr(meant)(*arguments).out_avals
+
+    def derivative(primals, tangents, **params):
+        meant = functools.partial(meaning, **params)
+        tangents = map(ad.instantiate_zeros, tangents)
+        return jax.jvp(meant, primals, tuple(tangents))
+
+    def batched(arguments, axes, **params):
+        meant = functools.partial(meaning, **params)
+        outputs = jax.vmap(meant, in_axes=tuple(axes))(*arguments)
+        return outputs, (0,) * len(outputs)
+
+    primitive.def_impl(lambda *arguments, **params: compiled(**params)(*arguments))
+    primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
+    ad.primitive_jvps[primitive] = derivative
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=True))
+    return primitive
+
+
+def _lower_to_loop(primitive, meaning, target: str) -> None:
+    """Has `primitive` call a loop where one can be called."""
+    meant = mlir.lower_fun(meaning, multiple_results=True)
+    called = jax.ffi.ffi_lowering(target)
+
+    def lower(context, *arguments, **params):
+        if not _can_call(context):
+            return meant(context, *arguments, **params)
+        library.register()
+        attributes = {"threads": mlir.ir_attribute(_threads()), **params}
+        return called(context, *arguments, **attributes)
+
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+def _can_call(context: mlir.LoweringRuleContext) -> bool:
+    """Whether all rows are on one device, of a machine that has the loops."""
+    module = context.module_context
+    if module.lowering_parameters.for_export:
+        return False
+    axes = module.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices == 1
+    if isinstance(axes, mlir.SPMDAxisContext):
+        return axes.manual_axes == frozenset(axes.mesh.axis_names)
+    return False
+
+
+def _threads() -> int:
+    """How many of the machine's cores a CPU device may count on."""
+    if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // len(jax.local_devices(backend="cpu")))
+
+
+forward_p = _primitive("flax_lstm_forward", _forward)
+forward_keeping_p = _primitive("flax_lstm_forward_keeping", _forward_keeping)
+backward_p = _primitive("flax_lstm_backward", _backward)
+tangents_p = _primitive("flax_lstm_tangents", _tangents)
+
+_lower_to_loop(forward_p, _forward, "flax_lstm_forward")
+_lower_to_loop(forward_keeping_p, _forward_keeping, "flax_lstm_forward_keeping")
+_lower_to_loop(backward_p, _backward, "flax_lstm_backward")
+
+
+def _derivative_of_forward(primals, tangents, *, reverse):
+    x, w_x, w_h, _, h_0, _, *valid = primals
+    d_x, *of_weights_and_state = tangents[:6]
+    y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, reverse=reverse)
+    needs_x = not isinstance(d_x, ad.Zero)
+    linear = [*([d_x] if needs_x else []), *of_weights_and_state]
+    linear = [ad.instantiate_zeros(tangent) for tangent in linear]
+    operands = _varying_alike((x, w_x, w_h, h_0, y, *kept, *linear, *valid))
+    d_results = tangents_p.bind(*operands, reverse=reverse, needs_x=needs_x)
+    return [y, h_n, c_n], d_results
+
+
+def _transpose_of_tangents(gradients, *operands, reverse, needs_x):
+    end = _KNOWN + (6 if needs_x else 5)
+    linear = operands[_KNOWN:end]
+    gradients = map(ad.instantiate_zeros, gradients)
+    transposed = backward_p.bind(
+        *_varying_alike((*operands[:_KNOWN], *gradients, *operands[end:])),
+        reverse=reverse,
+        needs_x=needs_x,
+    )
+    # A tangent that is known is zero, and nobody asks for its gradient.
+    asked = [
+        gradient if ad.is_undefined_primal(operand) else None
+        for operand, gradient in zip(linear, transposed, strict=True)
+    ]
+    return [*([None] * _KNOWN), *asked, *([None] * (len(operands) - end))]
+
+
+ad.primitive_jvps[forward_p] = _derivative_of_forward
+ad.primitive_transposes[tangents_p] = _transpose_of_tangents

@@ -1,0 +1,246 @@
+// The gradients of an LSTM layer, by what its forward loop has kept.
+//
+// The loop runs from the last step to the first and holds, for some rows, the gates'
+// gradients dz and one product, dz·[W_h, W_x]ᵀ, which gives the gradients of the step's
+// h and x. The weights' gradients are one product of all steps after it.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "layer.h"
+#include "phases.h"
+#include "vectors.h"
+
+namespace flax_lstm {
+
+struct Backward : Layer {
+  const float *x, *w_x, *w_h;          // (T, B, I), (I, 4·H), (H, 4·H)
+  const float *h_0, *y;                // (B, H), (T, B, H)
+  const float* kept[kKept];            // (T, B, H)
+  const float *d_y, *d_h_n, *d_c_n;    // (T, B, H), (B, H), (B, H)
+  float* d_x;                          // (T, B, I), or null if nobody asks for it.
+  float *d_w_x, *d_w_h, *d_b;          // (I, 4·H), (H, 4·H), (4·H,)
+  float *d_h_0, *d_c_0;                // (B, H); inside the loop, of h and c.
+
+  void run(xla::ffi::ThreadPool& pool) {
+    const int64_t of_h = divided_up(units, kPanel);
+    const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
+    const int64_t panels = of_h + of_x;
+    const Scratch weights(panels * panel_size());
+    const Scratch gates(steps * batch * width());
+    packed_h_ = weights.get();
+    packed_x_ = packed_h_ + of_h * panel_size();
+    d_z_ = gates.get();
+    std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
+    std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
+
+    in_phases(pool, threads, 1, panels, [&](int64_t, int64_t panel) {
+      if (panel < of_h) {
+        pack(w_h, units, packed_h_, panel);
+      } else {
+        pack(w_x, inputs, packed_x_, panel - of_h);
+      }
+    });
+    const auto product = [&](int64_t s, int64_t panel, Share rows) {
+      if (panel < of_h) {
+        multiply(s, packed_h_, panel, rows, d_h_0, units, /*passes=*/true);
+      } else {
+        float* to = d_x + time(s) * batch * inputs;
+        multiply(s, packed_x_, panel - of_h, rows, to, inputs, /*passes=*/false);
+      }
+    };
+    if (by_units) {
+      // A step is two phases: all gates' gradients first, then what they give.
+      const int64_t items = std::max(panels, threads);
+      in_phases(pool, threads, 2 * steps, items, [&](int64_t phase, int64_t item) {
+        const int64_t s = steps - 1 - phase / 2;
+        if (phase % 2 == 0) {
+          if (item < threads) gates_of(s, share_of(batch, item, threads));
+        } else if (item < panels) {
+          product(s, item, {0, batch});
+        }
+      });
+    } else {
+      in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
+        const Share rows = share_of(batch, item, threads);
+        for (int64_t s = steps - 1; s >= 0; --s) {
+          gates_of(s, rows);
+          for (int64_t panel = 0; panel < panels; ++panel) product(s, panel, rows);
+        }
+      });
+    }
+    in_phases(pool, threads, 1, divided_up(width(), kPanel),
+              [&](int64_t, int64_t panel) { weights_of(panel); });
+  }
+
+ private:
+  // Rows of a panel that are multiplied at once, for it to stay in a core's cache.
+  static constexpr int64_t kDepth = 512;
+  static constexpr int64_t kRowsAtOnce = 128;
+
+  float *packed_h_, *packed_x_;  // Panels of transposed weights.
+  float* d_z_;                   // (T, B, 4·H)
+
+  int64_t width() const { return kGates * units; }
+  int64_t panel_size() const { return width() * kPanel; }
+
+  // kPanel (the last may have less) of the rows of w (outs, 4·H), as columns.
+  void pack(const float* w, int64_t outs, float* packed, int64_t panel) const {
+    constexpr int64_t kAtOnce = 16;  // Then the lines written to stay in the cache.
+    const int64_t first = panel * kPanel, count = std::min(kPanel, outs - first);
+    const int64_t columns = divided_up(count, kLanes) * kLanes;
+    float* to = packed + panel * panel_size();
+    for (int64_t start = 0; start < width(); start += kAtOnce) {
+      const int64_t end = std::min(start + kAtOnce, width());
+      for (int64_t column = 0; column < columns; ++column) {
+        const float* from = w + (first + column) * width();
+        for (int64_t k = start; k < end; ++k) {
+          to[k * columns + column] = column < count ? from[k] : 0.0f;
+        }
+      }
+    }
+  }
+
+  // dz of the s-th step from its dh, and dc of the step before.
+  void gates_of(int64_t s, Share rows) const {
+    const int64_t t = time(s);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* d_z = d_z_ + (t * batch + row) * width();
+      if (!counts(t, row)) {
+        std::fill_n(d_z, width(), 0.0f);
+        continue;
+      }
+      for (int64_t unit = 0; unit < units; unit += kLanes) {
+        const int64_t count = units - unit, in_state = row * units + unit;
+        const int64_t in_steps = t * batch * units + in_state;
+        Vector all[kKept];
+        for (int n = 0; n < kKept; ++n) all[n] = load(kept[n] + in_steps, count);
+        const auto [i, f, g, o, c] = all;
+        const Vector tanh_c = tanh(f * c + i * g);
+        const Vector d_h = load(d_h_0 + in_state, count) + load(d_y + in_steps, count);
+        const Vector d_c =
+            load(d_c_0 + in_state, count) + d_h * o * (1.0f - tanh_c * tanh_c);
+        store(d_z + unit, d_c * g * i * (1.0f - i), count);
+        store(d_z + units + unit, d_c * c * f * (1.0f - f), count);
+        store(d_z + 2 * units + unit, d_c * i * (1.0f - g * g), count);
+        store(d_z + 3 * units + unit, d_h * tanh_c * o * (1.0f - o), count);
+        store(d_c_0 + in_state, d_c * f, count);
+      }
+    }
+  }
+
+  // A panel's columns of to (B, outs) = dz (B, 4·H)·Wᵀ. If `passes`, rows that don't
+  // count keep what they hold.
+  void multiply(int64_t s, const float* packed, int64_t panel, Share rows, float* to,
+                int64_t outs, bool passes) const {
+    const int64_t count = std::min(kPanel, outs - panel * kPanel);
+    const float* weights = packed + panel * panel_size();
+    to += panel * kPanel;
+    switch (divided_up(count, kLanes)) {
+      case 1: return multiply_by<1>(s, weights, count, rows, to, outs, passes);
+      case 2: return multiply_by<2>(s, weights, count, rows, to, outs, passes);
+      case 3: return multiply_by<3>(s, weights, count, rows, to, outs, passes);
+      default: return multiply_by<4>(s, weights, count, rows, to, outs, passes);
+    }
+  }
+
+  template <int N>
+  void multiply_by(int64_t s, const float* weights, int64_t count, Share rows, float* to,
+                   int64_t outs, bool passes) const {
+    const int64_t t = time(s);
+    for (int64_t start = 0; start < width(); start += kDepth) {
+      const int64_t depth = std::min(kDepth, width() - start);
+      in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
+        const float* d_z_rows[R];
+        Vector sums[R][N];
+        for (int r = 0; r < R; ++r) {
+          const int64_t row = first + r;
+          d_z_rows[r] = d_z_ + (t * batch + row) * width() + start;
+          const bool adds = start > 0 || (passes && !counts(t, row));
+          for (int n = 0; n < N; ++n) {
+            const int64_t column = n * kLanes;
+            sums[r][n] =
+                adds ? load(to + row * outs + column, count - column) : Vector{};
+          }
+        }
+        add_products<R, N>(sums, d_z_rows, weights + start * N * kLanes, depth);
+        for (int r = 0; r < R; ++r) {
+          for (int n = 0; n < N; ++n) {
+            const int64_t column = n * kLanes;
+            store(to + (first + r) * outs + column, sums[r][n], count - column);
+          }
+        }
+      });
+    }
+  }
+
+  // h that the s-th step of a row started from. A row read from its end starts behind
+  // its padding, where outputs are zero.
+  const float* h_before(int64_t s, int64_t row) const {
+    if (s == 0 || !counts(time(s - 1), row)) return h_0 + row * units;
+    return y + (time(s - 1) * batch + row) * units;
+  }
+
+  // kPanel columns of the gradients of [W_x, W_h, b]: [x, h, 1]ᵀ (·, T·B)·dz (T·B, 4·H).
+  void weights_of(int64_t panel) const {
+    const int64_t column = panel * kPanel, count = std::min(kPanel, width() - column);
+    const int64_t ins = inputs + units + 1, total = steps * batch;
+    const Scratch scratch((kRowsAtOnce + ins) * kPanel + kRowsAtOnce * ins);
+    float* d_z = scratch.get();                // (kRowsAtOnce, kPanel)
+    float* sums = d_z + kRowsAtOnce * kPanel;  // (ins, kPanel)
+    float* in = sums + ins * kPanel;           // (kRowsAtOnce, ins)
+    std::fill_n(sums, ins * kPanel, 0.0f);
+    for (int64_t start = 0; start < total; start += kRowsAtOnce) {
+      const int64_t depth = std::min(kRowsAtOnce, total - start);
+      for (int64_t k = 0; k < depth; ++k) {
+        const int64_t s = (start + k) / batch, row = (start + k) % batch;
+        const int64_t at = time(s) * batch + row;
+        const float* from = d_z_ + at * width() + column;
+        for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+          const bool there = lane < count;
+          store(d_z + k * kPanel + lane,
+                there ? load(from + lane, count - lane) : Vector{});
+        }
+        float* to = in + k * ins;
+        std::memcpy(to, x + at * inputs, inputs * sizeof(float));
+        std::memcpy(to + inputs, h_before(s, row), units * sizeof(float));
+        to[ins - 1] = 1.0f;
+      }
+      in_tiles(0, ins, [&]<int R>(int64_t first) {
+        add_outer_products<R>(sums + first * kPanel, in + first, ins, d_z, depth);
+      });
+    }
+    for (int64_t row = 0; row < ins; ++row) {
+      float* to = row < inputs    ? d_w_x + row * width()
+                  : row < ins - 1 ? d_w_h + (row - inputs) * width()
+                                  : d_b;
+      std::memcpy(to + column, sums + row * kPanel, count * sizeof(float));
+    }
+  }
+
+  // sums (R, kPanel) += Σ_k in[k·stride : k·stride + R] ⊗ panel[k]
+  template <int R>
+  static void add_outer_products(float* sums, const float* in, int64_t stride,
+                                 const float* panel, int64_t count) {
+    Vector acc[R][kGates];
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < kGates; ++n) acc[r][n] = load(sums + r * kPanel + n * kLanes);
+    }
+    for (int64_t k = 0; k < count; ++k, in += stride, panel += kPanel) {
+      Vector row[kGates];
+      for (int n = 0; n < kGates; ++n) row[n] = load(panel + n * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const Vector factor = splat(in[r]);
+        for (int n = 0; n < kGates; ++n) acc[r][n] += factor * row[n];
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < kGates; ++n) store(sums + r * kPanel + n * kLanes, acc[r][n]);
+    }
+  }
+};
+
+}  // namespace flax_lstm

@@ -1,0 +1,118 @@
+// An LSTM layer over time.
+//
+// The weights are laid out once a call: kLanes units of all four gates side by side,
+// so that one tile of the product [x, h]·W holds all that those units' next state
+// needs, and the gates are computed before it leaves the registers.
+
+#pragma once
+
+#include <cstdint>
+
+#include "layer.h"
+#include "phases.h"
+#include "vectors.h"
+
+namespace flax_lstm {
+
+struct Forward : Layer {
+  const float *x, *w_x, *w_h, *bias;  // (T, B, I), (I, 4·H), (H, 4·H), (4·H,)
+  const float *h_0, *c_0;             // (B, H)
+  float *y, *h_n, *c_n;               // (T, B, H), (B, H), (B, H)
+  float* kept[kKept];                 // (T, B, H), if the loop keeps.
+
+  template <bool keeps>
+  void run(xla::ffi::ThreadPool& pool) {
+    const int64_t blocks = divided_up(units, kLanes);
+    const int64_t state_size = valid != nullptr ? batch * units : 0;
+    const Scratch weights(blocks * block_size());
+    const Scratch states(2 * state_size);
+    packed_ = weights.get();
+    h_[0] = states.get();
+    h_[1] = h_[0] + state_size;
+
+    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) { pack(block); });
+    if (by_units) {
+      in_phases(pool, threads, steps, threads, [&](int64_t s, int64_t item) {
+        const Share share = share_of(blocks, item, threads);
+        for (int64_t block = share.begin; block < share.end; ++block) {
+          step<keeps>(s, block, {0, batch});
+        }
+      });
+    } else {
+      in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
+        const Share rows = share_of(batch, item, threads);
+        for (int64_t s = 0; s < steps; ++s) {
+          for (int64_t block = 0; block < blocks; ++block) step<keeps>(s, block, rows);
+        }
+      });
+    }
+  }
+
+ private:
+  float* packed_;
+  // With lengths: h before and after a step, which outputs of zero don't tell.
+  float* h_[2];
+
+  int64_t block_size() const { return (1 + inputs + units) * kPanel; }
+
+  // The bias and the weights of a block of kLanes units.
+  void pack(int64_t block) const {
+    const int64_t unit = block * kLanes, count = units - unit, width = kGates * units;
+    float* to = packed_ + block * block_size();
+    const auto append = [&](const float* row) {
+      for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
+        store(to, load(row + gate * units + unit, count));
+      }
+    };
+    append(bias);
+    for (int64_t k = 0; k < inputs; ++k) append(w_x + k * width);
+    for (int64_t k = 0; k < units; ++k) append(w_h + k * width);
+  }
+
+  // The s-th step of some rows, for a block of units.
+  template <bool keeps>
+  void step(int64_t s, int64_t block, Share rows) const {
+    const float* h = s == 0            ? h_0
+                     : valid != nullptr ? h_[s % 2]
+                                        : y + time(s - 1) * batch * units;
+    in_tiles(rows.begin, rows.end,
+             [&]<int R>(int64_t row) { tile<R, keeps>(s, block, row, h); });
+  }
+
+  template <int R, bool keeps>
+  void tile(int64_t s, int64_t block, int64_t first, const float* h) const {
+    const int64_t t = time(s), unit = block * kLanes, count = units - unit;
+    const float* panel = packed_ + block * block_size();
+    const float *x_rows[R], *h_rows[R];
+    Vector z[R][kGates];
+    for (int r = 0; r < R; ++r) {
+      x_rows[r] = x + (t * batch + first + r) * inputs;
+      h_rows[r] = h + (first + r) * units;
+      for (int gate = 0; gate < kGates; ++gate) z[r][gate] = load(panel + gate * kLanes);
+    }
+    add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+    add_products<R, kGates>(z, h_rows, panel + (1 + inputs) * kPanel, units);
+
+    for (int r = 0; r < R; ++r) {
+      const int64_t in_state = (first + r) * units + unit;
+      const int64_t in_steps = t * batch * units + in_state;
+      const Vector i = sigmoid(z[r][0]), f = sigmoid(z[r][1]);
+      const Vector g = tanh(z[r][2]), o = sigmoid(z[r][3]);
+      const Vector c = load((s == 0 ? c_0 : c_n) + in_state, count);
+      const Vector new_c = f * c + i * g;
+      const Vector new_h = o * tanh(new_c);
+      const bool is_valid = counts(t, first + r);
+      const Vector h_after = is_valid ? new_h : load(h_rows[r] + unit, count);
+      store(c_n + in_state, is_valid ? new_c : c, count);
+      store(y + in_steps, is_valid ? new_h : Vector{}, count);
+      if (valid != nullptr) store(h_[(s + 1) % 2] + in_state, h_after, count);
+      if (s == steps - 1) store(h_n + in_state, h_after, count);
+      if constexpr (keeps) {
+        const Vector all[kKept] = {i, f, g, o, c};
+        for (int n = 0; n < kKept; ++n) store(kept[n] + in_steps, all[n], count);
+      }
+    }
+  }
+};
+
+}  // namespace flax_lstm

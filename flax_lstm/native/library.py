@@ -1,0 +1,162 @@
+"""The compiled loops: where they lie, compiling and loading them.
+
+The file's name tells what it was made from and for: the source, the JAX whose calls
+it answers, and the processor whose instructions it has. One of another source, JAX or
+machine (a home directory that several share) has another name and is never loaded.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import tempfile
+
+import jax
+import jaxlib
+
+_SOURCES = pathlib.Path(__file__).parent
+_MAIN_SOURCE = "lstm.cc"
+# Of the machine that compiles, which is the one that runs it. A product and a sum
+# become one instruction, as in XLA's own products.
+_OPTIONS = (
+    *("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast"),
+    *("-fPIC", "-shared"),
+)
+TARGETS = {
+    "flax_lstm_forward": "FlaxLstmForward",
+    "flax_lstm_forward_keeping": "FlaxLstmForwardKeeping",
+    "flax_lstm_backward": "FlaxLstmBackward",
+}
+"""XLA's name of each loop, and the symbol behind it."""
+
+
+class BuildError(RuntimeError):
+    """The loops could not be compiled; the message says why."""
+
+
+def path() -> pathlib.Path:
+    """Where the loops for this machine lie once they are compiled."""
+    directory = os.environ.get("FLAX_LSTM_CACHE_DIR")
+    if directory:
+        return pathlib.Path(directory) / _file_name()
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "flax_lstm" / _file_name()
+
+
+def is_built() -> bool:
+    """Whether the loops for this machine are compiled."""
+    return path().is_file()
+
+
+def build() -> pathlib.Path:
+    """Compiles the loops, anew if they are there.
+
+    Returns:
+        The compiled file. It comes to its place whole or not at all.
+
+    Raises:
+        BuildError: no compiler, one that fails, or a directory that can't be written.
+    """
+    target = path()
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+            made = pathlib.Path(directory) / target.name
+            _compile([*compiler, *_OPTIONS], made)
+            _targets_of(made)
+            os.replace(made, target)
+    except OSError as error:
+        raise BuildError(
+            f"FLAX_LSTM_CACHE_DIR: expected a directory that can be written, got "
+            f"{str(target.parent)!r}: {error}"
+        ) from error
+    return target
+
+
+def remove() -> bool:
+    """Takes the compiled loops of this machine away; False if there are none."""
+    there = is_built()
+    path().unlink(missing_ok=True)
+    return there
+
+
+@functools.cache
+def register() -> None:
+    """Loads the compiled loops and tells XLA of them, once a process.
+
+    Raises:
+        ValueError: they are not compiled, or the file is damaged.
+    """
+    compiled = path()
+    if not compiled.is_file():
+        raise ValueError(
+            f"implementation: expected one that can run here, got 'native', whose loops "
+            f"are not compiled for this machine and JAX ({compiled}); run `python -m "
+            f"flax_lstm.native`, which needs a C++ compiler, or take 'fused'"
+        )
+    try:
+        targets = _targets_of(compiled)
+    except OSError as error:
+        raise ValueError(
+            f"implementation: expected 'native' to find its compiled loops whole, got "
+            f"{error}; run `python -m flax_lstm.native` again"
+        ) from error
+    for name, capsule in targets.items():
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+
+
+def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
+    try:
+        loaded = ctypes.CDLL(str(compiled))
+        return {
+            name: jax.ffi.pycapsule(getattr(loaded, symbol))
+            for name, symbol in TARGETS.items()
+        }
+    except AttributeError as error:  # A symbol that is not there.
+        raise OSError(str(error)) from error
+
+
+def _compile(command: list[str], to: pathlib.Path) -> None:
+    command = [
+        *command,
+        *("-isystem", jax.ffi.include_dir()),
+        str(_SOURCES / _MAIN_SOURCE),
+        *("-o", str(to)),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise BuildError(
+            f"CXX: expected a C++ compiler, got {command[0]!r}, which is not there; "
+            f"install one (g++ 10 or clang 13, or newer) or set CXX"
+        ) from error
+    if done.returncode:
+        raise BuildError(
+            f"CXX: expected a compiler for C++20, got status {done.returncode} of "
+            f"`{shlex.join(command)}`:\n{done.stderr.strip()}"
+        )
+
+
+@functools.cache
+def _file_name() -> str:
+    made_of = [jaxlib.__version__, _processor(), *_OPTIONS]
+    for source in sorted(_SOURCES.glob("*.h")) + [_SOURCES / _MAIN_SOURCE]:
+        made_of.append(source.read_text("utf-8"))
+    digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+    return f"lstm-{digest[:16]}.so"
+
+
+def _processor() -> str:
+    """The kind of processor with all instructions that it has."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # Not on Linux.
+        lines = []
+    kinds = ("flags", "Features")
+    flags = next((line for line in lines if line.startswith(kinds)), "")
+    return platform.machine() + flags

@@ -1,0 +1,70 @@
+// Work spread over XLA's own threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace flax_lstm {
+
+// Until `ended` has reached `count`. Short at first: what is waited for takes
+// microseconds, unless its thread had to make room for another.
+inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
+  constexpr int kPatience = 10000;
+  for (int tries = 0; ended.load(std::memory_order_acquire) < count; ++tries) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (tries > kPatience) std::this_thread::yield();
+  }
+}
+
+// Calls work(phase, item) for every item of every phase, on up to `threads` threads,
+// and begins a phase only when the one before it has ended.
+//
+// A thread takes the next item when it is free. So nobody waits for a thread that has
+// not begun: where all others are busy, the caller does the whole work itself.
+template <typename Work>
+void in_phases(xla::ffi::ThreadPool& pool, int64_t threads, int64_t phases,
+               int64_t items, const Work& work) {
+  struct Progress {
+    std::atomic<int64_t> taken{0};
+    std::atomic<int64_t> ended{0};
+  };
+  const int64_t total = phases * items;
+  // A thread that comes late finds nothing left, but looks: this outlives the call.
+  auto progress = std::make_shared<Progress>();
+  const auto take_all = [progress, total, items, &work] {
+    int64_t item;
+    while ((item = progress->taken.fetch_add(1)) < total) {
+      const int64_t phase = item / items;
+      wait_for(progress->ended, phase * items);
+      work(phase, item % items);
+      progress->ended.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t others = std::min(threads, items) - 1;
+  for (int64_t other = 0; other < others; ++other) {
+    auto copy = take_all;
+    pool.Schedule(std::move(copy));
+  }
+  take_all();
+  wait_for(progress->ended, total);
+}
+
+// The part of `count` that belongs to share `item` of `items`: [begin, end).
+struct Share {
+  int64_t begin, end;
+};
+
+inline Share share_of(int64_t count, int64_t item, int64_t items) {
+  return {item * count / items, (item + 1) * count / items};
+}
+
+}  // namespace flax_lstm
