@@ -10,7 +10,7 @@ import os
 import platform
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 
 
@@ -24,7 +24,9 @@ def keep_freed_memory() -> bool:
     if set_outside or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    # No blocks of their own for large requests, and no giving back at the end.
-    return bool(
-        libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    )
+    settings = {
+        _M_MMAP_MAX: 0,  # No blocks of their own for large requests,
+        _M_TRIM_THRESHOLD: _NEVER,  # no giving back at the end,
+        _M_ARENA_MAX: 1,  # and no arenas of threads, which hold 64 MiB at most.
+    }
+    return all([libc.mallopt(name, value) for name, value in settings.items()])

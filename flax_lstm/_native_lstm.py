@@ -44,6 +44,9 @@ from flax_lstm.native import library
 _GATES = 4
 # Arguments of `_tangents` and `_backward` that they are not linear in: x to c.
 _KNOWN = 10
+# Of native/backward.h, whose kRows is this at most.
+_MOST_ROWS_A_TILE = 6
+_ROWS_A_CHUNK = 128
 
 
 def run_native_over_time(
@@ -200,41 +203,57 @@ def _primitive(name: str, meaning: Callable[..., Any]) -> jax.extend.core.Primit
     return primitive
 
 
-def _lower_to_loop(primitive, meaning, target: str) -> None:
-    """Has `primitive` call a loop where one can be called."""
+def _lower_to_loop(primitive, meaning, target: str, scratch_size=None) -> None:
+    """Has `primitive` call a loop where one can be called.
+
+    A loop with scratch has it as its last result: among XLA's own buffers it is
+    shared with whatever else needs memory at another time.
+    """
     meant = mlir.lower_fun(meaning, multiple_results=True)
     called = jax.ffi.ffi_lowering(target)
 
     def lower(context, *arguments, **params):
-        if not _can_call(context):
+        devices = _devices_with_loops(context.module_context)
+        if devices is None:
             return meant(context, *arguments, **params)
         library.register()
-        attributes = {"threads": mlir.ir_attribute(_threads()), **params}
-        return called(context, *arguments, **attributes)
+        threads = mlir.ir_attribute(max(1, usable_cores() // devices))
+        if scratch_size is None:
+            return called(context, *arguments, threads=threads, **params)
+        scratch = jax.core.ShapedArray((scratch_size(*context.avals_in),), jnp.float32)
+        context = context.replace(avals_out=[*context.avals_out, scratch])
+        return called(context, *arguments, threads=threads, **params)[:-1]
 
     mlir.register_lowering(primitive, lower, platform="cpu")
 
 
-def _can_call(context: mlir.LoweringRuleContext) -> bool:
-    """Whether all rows are on one device, of a machine that has the loops."""
-    module = context.module_context
+def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
+    """How many devices of this process a program runs on; None if it can't call."""
     if module.lowering_parameters.for_export:
-        return False
+        return None
     axes = module.axis_context
     if isinstance(axes, mlir.ShardingContext):
-        return axes.num_devices == 1
+        return 1 if axes.num_devices == 1 else None
     if isinstance(axes, mlir.SPMDAxisContext):
-        return axes.manual_axes == frozenset(axes.mesh.axis_names)
-    return False
+        if axes.manual_axes == frozenset(axes.mesh.axis_names):
+            return max(1, axes.mesh.size // jax.process_count())
+    return None
 
 
-def _threads() -> int:
-    """How many of the machine's cores a CPU device may count on."""
+def _scratch_size(x: Any, w_x: Any, *_: Any) -> int:
+    """An upper bound of what `Backward::scratch_size` asks for."""
+    steps, batch, inputs = x.shape
+    width = w_x.shape[-1]
+    rows = steps * batch
+    of_inputs = inputs + width // _GATES + _MOST_ROWS_A_TILE
+    return rows * width + (rows + _ROWS_A_CHUNK) * of_inputs
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // len(jax.local_devices(backend="cpu")))
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 forward_p = _primitive("flax_lstm_forward", _forward)
@@ -244,7 +263,7 @@ tangents_p = _primitive("flax_lstm_tangents", _tangents)
 
 _lower_to_loop(forward_p, _forward, "flax_lstm_forward")
 _lower_to_loop(forward_keeping_p, _forward_keeping, "flax_lstm_forward_keeping")
-_lower_to_loop(backward_p, _backward, "flax_lstm_backward")
+_lower_to_loop(backward_p, _backward, "flax_lstm_backward", _scratch_size)
 
 
 def _derivative_of_forward(primals, tangents, *, reverse):

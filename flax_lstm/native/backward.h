@@ -24,16 +24,21 @@ struct Backward : Layer {
   float* d_x;                          // (T, B, I), or null if nobody asks for it.
   float *d_w_x, *d_w_h, *d_b;          // (I, 4·H), (H, 4·H), (4·H,)
   float *d_h_0, *d_c_0;                // (B, H); inside the loop, of h and c.
+  float* scratch;                      // (scratch_size(),), from XLA, which keeps it.
+
+  int64_t scratch_size() const {
+    return steps * batch * width() + chunks() * chunk_size();
+  }
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t of_h = divided_up(units, kPanel);
     const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = of_h + of_x;
     const Scratch weights(panels * panel_size());
-    const Scratch gates(steps * batch * width());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
-    d_z_ = gates.get();
+    d_z_ = scratch;
+    packed_ins_ = scratch + steps * batch * width();
     std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
     std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
 
@@ -54,14 +59,18 @@ struct Backward : Layer {
     };
     if (by_units) {
       // A step is two phases: all gates' gradients first, then what they give.
-      const int64_t items = std::max(panels, threads);
+      const int64_t items = std::max(of_h, threads);
       in_phases(pool, threads, 2 * steps, items, [&](int64_t phase, int64_t item) {
         const int64_t s = steps - 1 - phase / 2;
         if (phase % 2 == 0) {
           if (item < threads) gates_of(s, share_of(batch, item, threads));
-        } else if (item < panels) {
+        } else if (item < of_h) {
           product(s, item, {0, batch});
         }
+      });
+      // Outside the loop: so W_x is read once.
+      in_phases(pool, threads, 1, of_x, [&](int64_t, int64_t panel) {
+        for (int64_t s = 0; s < steps; ++s) product(s, of_h + panel, {0, batch});
       });
     } else {
       in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
@@ -72,8 +81,14 @@ struct Backward : Layer {
         }
       });
     }
-    in_phases(pool, threads, 1, divided_up(width(), kPanel),
-              [&](int64_t, int64_t panel) { weights_of(panel); });
+    in_phases(pool, threads, 1, chunks(),
+              [&](int64_t, int64_t chunk) { pack_ins(chunk); });
+    const int64_t columns = divided_up(width(), kPanel), at_once = panels_at_once();
+    in_phases(pool, threads, 1, divided_up(columns, at_once),
+              [&](int64_t, int64_t item) {
+                const int64_t first = item * at_once;
+                weights_of(first, std::min(at_once, columns - first));
+              });
   }
 
  private:
@@ -83,6 +98,7 @@ struct Backward : Layer {
 
   float *packed_h_, *packed_x_;  // Panels of transposed weights.
   float* d_z_;                   // (T, B, 4·H)
+  float* packed_ins_;            // [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t width() const { return kGates * units; }
   int64_t panel_size() const { return width() * kPanel; }
@@ -184,60 +200,107 @@ struct Backward : Layer {
     return y + (time(s - 1) * batch + row) * units;
   }
 
-  // kPanel columns of the gradients of [W_x, W_h, b]: [x, h, 1]ᵀ (·, T·B)·dz (T·B, 4·H).
-  void weights_of(int64_t panel) const {
-    const int64_t column = panel * kPanel, count = std::min(kPanel, width() - column);
-    const int64_t ins = inputs + units + 1, total = steps * batch;
-    const Scratch scratch((kRowsAtOnce + ins) * kPanel + kRowsAtOnce * ins);
-    float* d_z = scratch.get();                // (kRowsAtOnce, kPanel)
-    float* sums = d_z + kRowsAtOnce * kPanel;  // (ins, kPanel)
-    float* in = sums + ins * kPanel;           // (kRowsAtOnce, ins)
-    std::fill_n(sums, ins * kPanel, 0.0f);
-    for (int64_t start = 0; start < total; start += kRowsAtOnce) {
-      const int64_t depth = std::min(kRowsAtOnce, total - start);
-      for (int64_t k = 0; k < depth; ++k) {
-        const int64_t s = (start + k) / batch, row = (start + k) % batch;
-        const int64_t at = time(s) * batch + row;
-        const float* from = d_z_ + at * width() + column;
-        for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-          const bool there = lane < count;
-          store(d_z + k * kPanel + lane,
-                there ? load(from + lane, count - lane) : Vector{});
-        }
-        float* to = in + k * ins;
-        std::memcpy(to, x + at * inputs, inputs * sizeof(float));
-        std::memcpy(to + inputs, h_before(s, row), units * sizeof(float));
-        to[ins - 1] = 1.0f;
+  // The weights' gradients are [x, h, 1]ᵀ (·, T·B)·dz (T·B, 4·H). Of a chunk of
+  // chunk_rows of their rows, the left factor is laid out as it is read: kRows columns
+  // of all rows, then the next kRows.
+  int64_t ins() const { return inputs + units + 1; }
+  int64_t tiles() const { return divided_up(ins(), kRows); }
+  int64_t chunk_rows() const { return std::min(kRowsAtOnce, steps * batch); }
+  int64_t chunks() const {
+    return steps * batch == 0 ? 0 : divided_up(steps * batch, chunk_rows());
+  }
+  int64_t chunk_size() const { return tiles() * kRows * chunk_rows(); }
+
+  void pack_ins(int64_t chunk) const {
+    const int64_t start = chunk * chunk_rows();
+    const int64_t depth = std::min(chunk_rows(), steps * batch - start);
+    const Scratch scratch(tiles() * kRows);
+    float* in = scratch.get();
+    std::fill_n(in + ins() - 1, tiles() * kRows - ins() + 1, 1.0f);
+    for (int64_t k = 0; k < depth; ++k) {
+      const int64_t s = (start + k) / batch, row = (start + k) % batch;
+      std::memcpy(in, x + (time(s) * batch + row) * inputs, inputs * sizeof(float));
+      std::memcpy(in + inputs, h_before(s, row), units * sizeof(float));
+      float* to = packed_ins_ + chunk * chunk_size() + k * kRows;
+      for (int64_t tile = 0; tile < tiles(); ++tile) {
+        std::memcpy(to + tile * chunk_rows() * kRows, in + tile * kRows,
+                    kRows * sizeof(float));
       }
-      in_tiles(0, ins, [&]<int R>(int64_t first) {
-        add_outer_products<R>(sums + first * kPanel, in + first, ins, d_z, depth);
-      });
-    }
-    for (int64_t row = 0; row < ins; ++row) {
-      float* to = row < inputs    ? d_w_x + row * width()
-                  : row < ins - 1 ? d_w_h + (row - inputs) * width()
-                                  : d_b;
-      std::memcpy(to + column, sums + row * kPanel, count * sizeof(float));
     }
   }
 
-  // sums (R, kPanel) += Σ_k in[k·stride : k·stride + R] ⊗ panel[k]
-  template <int R>
-  static void add_outer_products(float* sums, const float* in, int64_t stride,
-                                 const float* panel, int64_t count) {
-    Vector acc[R][kGates];
-    for (int r = 0; r < R; ++r) {
+  // How many panels take turns with a chunk's tiles: as many as have their sums in a
+  // core's cache beside it.
+  int64_t panels_at_once() const {
+    constexpr int64_t kCachedBytes = 1 << 19;
+    const int64_t bytes = sizeof(float) * ins() * kPanel;
+    const int64_t a_thread = divided_up(divided_up(width(), kPanel), threads);
+    return std::clamp<int64_t>(kCachedBytes / bytes, 1, a_thread);
+  }
+
+  // Some panels, of kPanel columns each, of them.
+  void weights_of(int64_t first_panel, int64_t panels) const {
+    const int64_t total = steps * batch, z_size = chunk_rows() * kPanel;
+    const int64_t sums_size = tiles() * kRows * kPanel;
+    const Scratch memory(panels * (z_size + sums_size));
+    float* d_z = memory.get();            // (panels, chunk_rows, kPanel)
+    float* sums = d_z + panels * z_size;  // (panels, ins, kPanel)
+    std::fill_n(sums, panels * sums_size, 0.0f);
+    for (int64_t start = 0; start < total; start += chunk_rows()) {
+      const int64_t depth = std::min(chunk_rows(), total - start);
+      for (int64_t k = 0; k < depth; ++k) {
+        const int64_t s = (start + k) / batch, row = (start + k) % batch;
+        const float* from = d_z_ + (time(s) * batch + row) * width();
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          const int64_t column = (first_panel + panel) * kPanel;
+          copy_padded(from + column, width() - column, d_z + panel * z_size + k * kPanel);
+        }
+      }
+      const float* chunk = packed_ins_ + start / chunk_rows() * chunk_size();
+      for (int64_t tile = 0; tile < tiles(); ++tile) {
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          add_outer_products(sums + panel * sums_size + tile * kRows * kPanel,
+                             chunk + tile * chunk_rows() * kRows, d_z + panel * z_size,
+                             depth);
+        }
+      }
+    }
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t column = (first_panel + panel) * kPanel;
+      const int64_t count = std::min(kPanel, width() - column);
+      for (int64_t row = 0; row < ins(); ++row) {
+        float* to = row < inputs      ? d_w_x + row * width()
+                    : row < ins() - 1 ? d_w_h + (row - inputs) * width()
+                                      : d_b;
+        const float* from = sums + panel * sums_size + row * kPanel;
+        std::memcpy(to + column, from, count * sizeof(float));
+      }
+    }
+  }
+
+  // kPanel numbers, of which `count` are there.
+  static void copy_padded(const float* from, int64_t count, float* to) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      store(to + lane, lane < count ? load(from + lane, count - lane) : Vector{});
+    }
+  }
+
+  // sums (kRows, kPanel) += Σ_k in[k] ⊗ panel[k]
+  static void add_outer_products(float* sums, const float* in, const float* panel,
+                                 int64_t count) {
+    Vector acc[kRows][kGates];
+    for (int r = 0; r < kRows; ++r) {
       for (int n = 0; n < kGates; ++n) acc[r][n] = load(sums + r * kPanel + n * kLanes);
     }
-    for (int64_t k = 0; k < count; ++k, in += stride, panel += kPanel) {
+    for (int64_t k = 0; k < count; ++k, in += kRows, panel += kPanel) {
       Vector row[kGates];
       for (int n = 0; n < kGates; ++n) row[n] = load(panel + n * kLanes);
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const Vector factor = splat(in[r]);
         for (int n = 0; n < kGates; ++n) acc[r][n] += factor * row[n];
       }
     }
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       for (int n = 0; n < kGates; ++n) store(sums + r * kPanel + n * kLanes, acc[r][n]);
     }
   }

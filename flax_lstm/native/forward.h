@@ -30,7 +30,13 @@ struct Forward : Layer {
     h_[0] = states.get();
     h_[1] = h_[0] + state_size;
 
-    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) { pack(block); });
+    const Scratch products(by_units ? blocks * steps * batch * kPanel : 0);
+    z_x_ = by_units ? products.get() : nullptr;
+
+    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) {
+      pack(block);
+      if (by_units) multiply_inputs(block);
+    });
     if (by_units) {
       in_phases(pool, threads, steps, threads, [&](int64_t s, int64_t item) {
         const Share share = share_of(blocks, item, threads);
@@ -50,6 +56,9 @@ struct Forward : Layer {
 
  private:
   float* packed_;
+  // If units are shared out: x·W_x + b of all steps, (blocks, T, B, kPanel), for which
+  // W_x is read once. Else it is cheaper to multiply anew than to write it down.
+  float* z_x_;
   // With lengths: h before and after a step, which outputs of zero don't tell.
   float* h_[2];
 
@@ -69,6 +78,28 @@ struct Forward : Layer {
     for (int64_t k = 0; k < units; ++k) append(w_h + k * width);
   }
 
+  void multiply_inputs(int64_t block) const {
+    const float* panel = packed_ + block * block_size();
+    float* to = z_x_ + block * steps * batch * kPanel;
+    in_tiles(0, steps * batch, [&]<int R>(int64_t first) {
+      const float* x_rows[R];
+      Vector z[R][kGates];
+      for (int r = 0; r < R; ++r) {
+        x_rows[r] = x + (first + r) * inputs;
+        load_gates(z[r], panel);
+      }
+      add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+      for (int r = 0; r < R; ++r) {
+        float* row = to + (first + r) * kPanel;
+        for (int gate = 0; gate < kGates; ++gate) store(row + gate * kLanes, z[r][gate]);
+      }
+    });
+  }
+
+  static void load_gates(Vector (&z)[kGates], const float* from) {
+    for (int gate = 0; gate < kGates; ++gate) z[gate] = load(from + gate * kLanes);
+  }
+
   // The s-th step of some rows, for a block of units.
   template <bool keeps>
   void step(int64_t s, int64_t block, Share rows) const {
@@ -83,14 +114,20 @@ struct Forward : Layer {
   void tile(int64_t s, int64_t block, int64_t first, const float* h) const {
     const int64_t t = time(s), unit = block * kLanes, count = units - unit;
     const float* panel = packed_ + block * block_size();
+    const int64_t step_row = t * batch + first;
     const float *x_rows[R], *h_rows[R];
     Vector z[R][kGates];
     for (int r = 0; r < R; ++r) {
-      x_rows[r] = x + (t * batch + first + r) * inputs;
+      x_rows[r] = x + (step_row + r) * inputs;
       h_rows[r] = h + (first + r) * units;
-      for (int gate = 0; gate < kGates; ++gate) z[r][gate] = load(panel + gate * kLanes);
     }
-    add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+    if (z_x_ != nullptr) {
+      const float* from = z_x_ + (block * steps * batch + step_row) * kPanel;
+      for (int r = 0; r < R; ++r) load_gates(z[r], from + r * kPanel);
+    } else {
+      for (int r = 0; r < R; ++r) load_gates(z[r], panel);
+      add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+    }
     add_products<R, kGates>(z, h_rows, panel + (1 + inputs) * kPanel, units);
 
     for (int r = 0; r < R; ++r) {

@@ -81,6 +81,11 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
        {&loop.d_w_x, &loop.d_w_h, &loop.d_b, &loop.d_h_0, &loop.d_c_0}) {
     *array = result(results, next++);
   }
+  auto scratch = results.get<ffi::AnyBuffer>(next).value();
+  if (static_cast<int64_t>(scratch->element_count()) < loop.scratch_size()) {
+    return ffi::Error::InvalidArgument("the scratch array is too small");
+  }
+  loop.scratch = result(results, next);
   loop.run(pool);
   return ffi::Error::Success();
 }
