@@ -29,4 +29,4 @@ def keep_freed_memory() -> bool:
         _M_TRIM_THRESHOLD: _NEVER,  # no giving back at the end,
         _M_ARENA_MAX: 1,  # and no arenas of threads, which hold 64 MiB at most.
     }
-    return all([libc.mallopt(name, value) for name, value in settings.items()])
+    return all(libc.mallopt(name, value) for name, value in settings.items())

@@ -41,9 +41,12 @@ from flax_lstm._fused_lstm import Carry, Kept, Weights
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 from flax_lstm.native import library
 
-_GATES = 4
-# Arguments of `_tangents` and `_backward` that they are not linear in: x to c.
-_KNOWN = 10
+_GATES = ("i", "f", "g", "o")
+_KEPT = 5
+# Arguments of `_tangents` that it is not linear in: x, kernels, h_0, y and what is
+# kept; and those that it is, less x.
+_KNOWN = 1 + 2 * len(_GATES) + 2 + _KEPT
+_LINEAR = 3 * len(_GATES) + 2
 # Of native/backward.h, whose kRows is this at most.
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
@@ -62,8 +65,8 @@ def run_native_over_time(
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if inputs.dtype != jnp.float32:
         raise ValueError(
-            f"dtype: expected float32 with implementation='native', which has no other, "
-            f"got {inputs.dtype}"
+            f"dtype: expected float32 with implementation='native', which has no "
+            f"other, got {inputs.dtype}"
         )
     if not _is_known(inputs.shape):
         raise ValueError(
@@ -72,12 +75,10 @@ def run_native_over_time(
         )
     library.register()
     weights = fused.weights_of(cell)
-    w_x, w_h = (jnp.concatenate(kernels, axis=-1) for kernels in weights[:2])
-    bias = jnp.zeros_like(w_x[0])
-    if weights.b is not None:
-        bias = jnp.concatenate(weights.b)
+    bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * len(_GATES)
     c_0, h_0 = carry
-    arrays = (inputs, w_x, w_h, bias, h_0, c_0, *(() if valid is None else (valid,)))
+    arrays = (inputs, *weights.x, *weights.h, *bias, h_0, c_0)
+    arrays += () if valid is None else (valid,)
     y, h_n, c_n = forward_p.bind(*_varying_alike(arrays), reverse=reverse)
     return (c_n, h_n), y
 
@@ -108,60 +109,67 @@ def _varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return with_varying_axes_of(arrays, ())  # type: ignore[arg-type, return-value]
 
 
-# What the loops mean. Arguments and results are in the order of native/lstm.cc;
-# `valid` comes last and may be missing.
+# What the loops mean. Arguments and results are in the order of native/lstm.cc; of
+# weights there is one for each gate, and `valid` comes last and may be missing.
 
 
-def _forward_keeping(x, w_x, w_h, bias, h_0, c_0, *valid, reverse):
-    weights = _split(w_x, w_h, bias)
+def _forward_keeping(x, *others, reverse):
+    weights, (h_0, c_0, *valid) = _weights(others, biased=True)
     (c_n, h_n), y, kept = fused.forward(
         reverse, weights, x, _given(valid), (c_0, h_0), keep=True
     )
     return y, h_n, c_n, *kept[:-1]
 
 
-def _forward(x, w_x, w_h, bias, h_0, c_0, *valid, reverse):
-    weights = _split(w_x, w_h, bias)
+def _forward(x, *others, reverse):
+    weights, (h_0, c_0, *valid) = _weights(others, biased=True)
     (c_n, h_n), y, _ = fused.forward(
         reverse, weights, x, _given(valid), (c_0, h_0), keep=False
     )
     return y, h_n, c_n
 
 
-def _tangents(x, w_x, w_h, h_0, y, i, f, g, o, c, *others, reverse, needs_x):
-    """Of `_forward`'s results; linear in all of `others` but `valid`."""
-    d_x = others[:1] if needs_x else ()
-    d_w_x, d_w_h, d_bias, d_h_0, d_c_0, *valid = others[len(d_x) :]
+def _tangents(x, *others, reverse, needs_x):
+    """Of `_forward`'s results; linear in all behind `_KNOWN` arguments but `valid`."""
+    weights, others = _weights(others, biased=False)
+    h_0, y, *kept = others[: 2 + _KEPT]
+    others = others[2 + _KEPT :]
+    d_x, others = others[:needs_x], others[needs_x:]
+    d_weights, (d_h_0, d_c_0, *valid) = _weights(others, biased=True)
     valid = _given(valid)
     h_before = fused.shifted(reverse, valid, h_0, y)
-    d_z = fused.product_over_steps(x, d_w_x) + d_bias
-    d_z += fused.product_over_steps(h_before, d_w_h)
+    d_z = fused.product_over_steps(x, jnp.concatenate(d_weights.x, axis=-1))
+    d_z += fused.product_over_steps(h_before, jnp.concatenate(d_weights.h, axis=-1))
+    d_z += jnp.concatenate(d_weights.b)
     if needs_x:
-        d_z += d_x[0] @ w_x
-    weights, kept = _split(w_x, w_h, w_h[0]), Kept(i, f, g, o, c, None)
+        d_z += d_x[0] @ jnp.concatenate(weights.x, axis=-1)
     d_carry, d_y = fused.linear_scan(
-        reverse, weights, valid, kept, d_z, None, (d_c_0, d_h_0)
+        reverse, weights, valid, Kept(*kept, m=None), d_z, None, (d_c_0, d_h_0)
     )
     d_c_n, d_h_n = d_carry
     return d_y, d_h_n, d_c_n
 
 
-def _backward(x, w_x, w_h, h_0, y, i, f, g, o, c, *others, reverse, needs_x):
-    """The transpose of `_tangents`; `others` are the gradients of its results."""
-    *gradients, d_c_n = others[:3]
-    valid = others[3:]
-    known = (x, w_x, w_h, h_0, y, i, f, g, o, c)
+def _backward(*arguments, reverse, needs_x):
+    """The transpose of `_tangents`."""
+    known, (d_y, d_h_n, d_c_n, *valid) = arguments[:_KNOWN], arguments[_KNOWN:]
+    x, *others = known
+    weights, (h_0, *_) = _weights(others, biased=False)
 
     def tangents(*linear):
         return _tangents(*known, *linear, *valid, reverse=reverse, needs_x=needs_x)
 
-    of = (*((x,) if needs_x else ()), w_x, w_h, w_h[0], h_0, c[0])
-    return jax.linear_transpose(tangents, *of)((*gradients, d_c_n))
+    of_bias = [kernel[0] for kernel in weights.h]
+    of = (*[x][:needs_x], *weights.x, *weights.h, *of_bias, h_0, d_c_n)
+    return jax.linear_transpose(tangents, *of)((d_y, d_h_n, d_c_n))
 
 
-def _split(w_x: jax.Array, w_h: jax.Array, bias: jax.Array) -> Weights:
-    parts = (tuple(jnp.split(joined, _GATES, axis=-1)) for joined in (w_x, w_h, bias))
-    return Weights(*parts, projection=None)
+def _weights(arrays, biased: bool) -> tuple[Weights, Any]:
+    """The weights that `arrays` begins with, and the rest."""
+    gates = len(_GATES)
+    groups = [tuple(arrays[n * gates : (n + 1) * gates]) for n in range(2 + biased)]
+    weights = Weights(*groups[:2], b=groups[2] if biased else None, projection=None)
+    return weights, arrays[(2 + biased) * gates :]
 
 
 def _given(valid):
@@ -234,19 +242,18 @@ def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
     axes = module.axis_context
     if isinstance(axes, mlir.ShardingContext):
         return 1 if axes.num_devices == 1 else None
-    if isinstance(axes, mlir.SPMDAxisContext):
-        if axes.manual_axes == frozenset(axes.mesh.axis_names):
-            return max(1, axes.mesh.size // jax.process_count())
+    is_manual = isinstance(axes, mlir.SPMDAxisContext)
+    if is_manual and axes.manual_axes == frozenset(axes.mesh.axis_names):
+        return max(1, axes.mesh.size // jax.process_count())
     return None
 
 
-def _scratch_size(x: Any, w_x: Any, *_: Any) -> int:
+def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
     """An upper bound of what `Backward::scratch_size` asks for."""
     steps, batch, inputs = x.shape
-    width = w_x.shape[-1]
-    rows = steps * batch
-    of_inputs = inputs + width // _GATES + _MOST_ROWS_A_TILE
-    return rows * width + (rows + _ROWS_A_CHUNK) * of_inputs
+    units = kernel.shape[-1]
+    rows, most_inputs = steps * batch, inputs + units + _MOST_ROWS_A_TILE
+    return rows * len(_GATES) * units + (rows + _ROWS_A_CHUNK) * most_inputs
 
 
 def usable_cores() -> int:
@@ -267,32 +274,33 @@ _lower_to_loop(backward_p, _backward, "flax_lstm_backward", _scratch_size)
 
 
 def _derivative_of_forward(primals, tangents, *, reverse):
-    x, w_x, w_h, _, h_0, _, *valid = primals
-    d_x, *of_weights_and_state = tangents[:6]
     y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, reverse=reverse)
-    needs_x = not isinstance(d_x, ad.Zero)
-    linear = [*([d_x] if needs_x else []), *of_weights_and_state]
+    x, *others = primals
+    kernels, h_0 = others[: 2 * len(_GATES)], others[3 * len(_GATES)]
+    valid = primals[1 + _LINEAR :]
+    needs_x = not isinstance(tangents[0], ad.Zero)
+    linear = tangents[not needs_x : 1 + _LINEAR]
     linear = [ad.instantiate_zeros(tangent) for tangent in linear]
-    operands = _varying_alike((x, w_x, w_h, h_0, y, *kept, *linear, *valid))
-    d_results = tangents_p.bind(*operands, reverse=reverse, needs_x=needs_x)
+    operands = (x, *kernels, h_0, y, *kept, *linear, *valid)
+    d_results = tangents_p.bind(
+        *_varying_alike(operands), reverse=reverse, needs_x=needs_x
+    )
     return [y, h_n, c_n], d_results
 
 
 def _transpose_of_tangents(gradients, *operands, reverse, needs_x):
-    end = _KNOWN + (6 if needs_x else 5)
-    linear = operands[_KNOWN:end]
+    end = _KNOWN + needs_x + _LINEAR
+    known, linear, valid = operands[:_KNOWN], operands[_KNOWN:end], operands[end:]
     gradients = map(ad.instantiate_zeros, gradients)
     transposed = backward_p.bind(
-        *_varying_alike((*operands[:_KNOWN], *gradients, *operands[end:])),
-        reverse=reverse,
-        needs_x=needs_x,
+        *_varying_alike((*known, *gradients, *valid)), reverse=reverse, needs_x=needs_x
     )
     # A tangent that is known is zero, and nobody asks for its gradient.
     asked = [
         gradient if ad.is_undefined_primal(operand) else None
         for operand, gradient in zip(linear, transposed, strict=True)
     ]
-    return [*([None] * _KNOWN), *asked, *([None] * (len(operands) - end))]
+    return [*([None] * _KNOWN), *asked, *([None] * len(valid))]
 
 
 ad.primitive_jvps[forward_p] = _derivative_of_forward

@@ -1,5 +1,6 @@
 """What every test runs under: eight CPU devices, exact products, fixed examples."""
 
+import compiled_loops
 import hypothesis
 import jax
 import pytest
@@ -24,6 +25,8 @@ LSTM_RECURRENCES = {
     "fused": {"implementation": "fused"},
     "scan_remat": {"implementation": "scan", "remat": True},
     "fused_remat": {"implementation": "fused", "remat": True},
+    "native": {"implementation": "native"},
+    "native_remat": {"implementation": "native", "remat": True},
 }
 VARIANTS = {name: Variant("lstm", way) for name, way in LSTM_RECURRENCES.items()}
 VARIANTS["fused_large"] = Variant("lstm", LSTM_RECURRENCES["fused"], as_if_large=True)
@@ -31,7 +34,23 @@ VARIANTS |= {kind: Variant(kind, {}) for kind in KINDS if kind != "lstm"}
 # Compiling a stretch twice takes its time; the default run has `remat` in the Python
 # loop's examples and in test_fused. What the cells differ in, the loop's examples and
 # the parity with torch show; that the transformations leave it alone is slow.
-DEFAULT = ("scan", "fused", "fused_large")
+DEFAULT = ("scan", "fused", "fused_large", "native")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # xdist's, which share the result.
+        compiled_loops.compile_for_all()
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        compiled_loops.remove()
+
+
+@pytest.fixture(scope="session")
+def native():
+    """`implementation='native'` can be used; else the test is skipped, saying why."""
+    compiled_loops.load()
 
 
 @pytest.fixture(
@@ -44,6 +63,10 @@ def variant(request, monkeypatch):
     """Each kind of stack, and each way to run it over time."""
     if request.param.as_if_large:
         lay_out_as_if_large(monkeypatch)
+    if request.param.recurrence.get("implementation") == "native":
+        if "x64" in request.fixturenames:
+            pytest.skip("implementation='native' is float32; see test_native.py")
+        request.getfixturevalue("native")
     return request.param
 
 

@@ -24,7 +24,8 @@ class Kind(NamedTuple):
 
     @property
     def implementations(self):
-        return sorted(set(self.stack.implementations) - {"auto"})  # One of the others.
+        """Those for all dtypes and options; 'auto' is one of the others."""
+        return sorted(set(self.stack.implementations) - {"auto", "native"})
 
 
 KINDS = {

@@ -235,10 +235,3 @@ def test_how_a_model_is_computed_is_not_part_of_its_record():
     assert not {"implementation", "remat"} & set(options)
     restored = classifier_from_options(options | {"implementation": "scan"})
     assert restored == LSTMClassifier()
-
-
-def test_auto_is_fused():
-    implementations = StackedLSTM.implementations
-    assert implementations["auto"] is implementations["fused"]
-    assert StackedLSTM(I, H).implementation == "auto"
-    assert LSTMClassifier().implementation == "auto"

@@ -12,6 +12,7 @@ import itertools
 from functools import partial
 from typing import NamedTuple
 
+import compiled_loops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,11 +112,15 @@ def cases(kinds, proj_sizes, implementations=None):
 
 LSTM_CASES = cases(["lstm"], proj_sizes=(0, 3))
 LARGE_CASES = cases(["lstm"], proj_sizes=(0, 3), implementations=[FUSED_LARGE])
-CUDNN_CASES = [
-    case
-    for case in cases(["lstm"], proj_sizes=(0,), implementations=["cudnn"])
-    if case.dtype == "float32"  # It has no other.
-]
+# They have no projection and no other dtype.
+CUDNN_CASES, NATIVE_CASES = (
+    [
+        case
+        for case in cases(["lstm"], proj_sizes=(0,), implementations=[implementation])
+        if case.dtype == "float32"
+    ]
+    for implementation in ("cudnn", "native")
+)
 OTHER_CASES = cases(sorted(set(KINDS) - {"lstm"}), proj_sizes=(0,))
 
 
@@ -140,10 +145,13 @@ def covering(cases, strength):
 
 
 FAST = covering(LSTM_CASES, 3).union(
-    *(covering(cases, 2) for cases in (LARGE_CASES, CUDNN_CASES, OTHER_CASES))
+    covering(NATIVE_CASES, 3),
+    *(covering(cases, 2) for cases in (LARGE_CASES, CUDNN_CASES, OTHER_CASES)),
 )
 SLOW = set(LSTM_CASES).union(
-    CUDNN_CASES, *(covering(cases, 3) for cases in (LARGE_CASES, OTHER_CASES))
+    CUDNN_CASES,
+    NATIVE_CASES,
+    *(covering(cases, 3) for cases in (LARGE_CASES, OTHER_CASES)),
 )
 
 
@@ -155,7 +163,7 @@ def mark_of(case):
 
 PARAMETERS = [
     pytest.param(case, id=str(case), marks=mark_of(case))
-    for case in LSTM_CASES + LARGE_CASES + CUDNN_CASES + OTHER_CASES
+    for case in LSTM_CASES + LARGE_CASES + CUDNN_CASES + NATIVE_CASES + OTHER_CASES
 ]
 
 
@@ -281,6 +289,7 @@ def assert_close(got, expected, tolerance):
         (FAST, LARGE_CASES, 2),
         (SLOW, LARGE_CASES, 3),
         (FAST, CUDNN_CASES, 2),
+        (FAST, NATIVE_CASES, 3),
         (FAST, OTHER_CASES, 2),
         (SLOW, OTHER_CASES, 3),
     ],
@@ -289,6 +298,7 @@ def assert_close(got, expected, tolerance):
         "two_of_the_other_layout",
         "three_of_the_other_layout",
         "two_of_cudnn",
+        "three_of_the_compiled_loops",
         "two_of_the_others",
         "three_of_the_others",
     ],
@@ -308,6 +318,8 @@ def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
         lay_out_as_if_large(monkeypatch)
     if case.implementation == "cudnn":
         stand_in_for_cudnn(monkeypatch)
+    if case.implementation == "native":
+        compiled_loops.load()
     torch.manual_seed(0)
     model = KINDS[case.kind].build_in_torch(torch, I, H, case.layers, **case.options)
     model = model.to(getattr(torch, case.dtype))

@@ -17,14 +17,15 @@
 namespace flax_lstm {
 
 struct Backward : Layer {
-  const float *x, *w_x, *w_h;          // (T, B, I), (I, 4·H), (H, 4·H)
-  const float *h_0, *y;                // (B, H), (T, B, H)
-  const float* kept[kKept];            // (T, B, H)
-  const float *d_y, *d_h_n, *d_c_n;    // (T, B, H), (B, H), (B, H)
-  float* d_x;                          // (T, B, I), or null if nobody asks for it.
-  float *d_w_x, *d_w_h, *d_b;          // (I, 4·H), (H, 4·H), (4·H,)
-  float *d_h_0, *d_c_0;                // (B, H); inside the loop, of h and c.
-  float* scratch;                      // (scratch_size(),), from XLA, which keeps it.
+  const float* x;                    // (T, B, I)
+  Gates w_x, w_h;                    // (I, H), (H, H)
+  const float *h_0, *y;              // (B, H), (T, B, H)
+  const float* kept[kKept];          // (T, B, H)
+  const float *d_y, *d_h_n, *d_c_n;  // (T, B, H), (B, H), (B, H)
+  float* d_x;                        // (T, B, I), or null if nobody asks for it.
+  GateGradients d_w_x, d_w_h, d_b;   // (I, H), (H, H), (H,)
+  float *d_h_0, *d_c_0;              // (B, H); inside the loop, of h and c.
+  float* scratch;                    // (scratch_size(),)
 
   int64_t scratch_size() const {
     return steps * batch * width() + chunks() * chunk_size();
@@ -103,18 +104,21 @@ struct Backward : Layer {
   int64_t width() const { return kGates * units; }
   int64_t panel_size() const { return width() * kPanel; }
 
-  // kPanel (the last may have less) of the rows of w (outs, 4·H), as columns.
-  void pack(const float* w, int64_t outs, float* packed, int64_t panel) const {
+  // kPanel (the last may have less) of the rows of [w_i, w_f, w_g, w_o] (outs, 4·H), as
+  // columns.
+  void pack(const Gates& w, int64_t outs, float* packed, int64_t panel) const {
     constexpr int64_t kAtOnce = 16;  // Then the lines written to stay in the cache.
     const int64_t first = panel * kPanel, count = std::min(kPanel, outs - first);
     const int64_t columns = divided_up(count, kLanes) * kLanes;
     float* to = packed + panel * panel_size();
-    for (int64_t start = 0; start < width(); start += kAtOnce) {
-      const int64_t end = std::min(start + kAtOnce, width());
-      for (int64_t column = 0; column < columns; ++column) {
-        const float* from = w + (first + column) * width();
-        for (int64_t k = start; k < end; ++k) {
-          to[k * columns + column] = column < count ? from[k] : 0.0f;
+    for (int gate = 0; gate < kGates; ++gate, to += units * columns) {
+      for (int64_t start = 0; start < units; start += kAtOnce) {
+        const int64_t end = std::min(start + kAtOnce, units);
+        for (int64_t column = 0; column < columns; ++column) {
+          const float* from = w[gate] + (first + column) * units;
+          for (int64_t k = start; k < end; ++k) {
+            to[k * columns + column] = column < count ? from[k] : 0.0f;
+          }
         }
       }
     }
@@ -266,15 +270,29 @@ struct Backward : Layer {
       }
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t column = (first_panel + panel) * kPanel;
-      const int64_t count = std::min(kPanel, width() - column);
       for (int64_t row = 0; row < ins(); ++row) {
-        float* to = row < inputs      ? d_w_x + row * width()
-                    : row < ins() - 1 ? d_w_h + (row - inputs) * width()
-                                      : d_b;
         const float* from = sums + panel * sums_size + row * kPanel;
-        std::memcpy(to + column, from, count * sizeof(float));
+        if (row < inputs) {
+          write_columns(first_panel + panel, from, d_w_x, row);
+        } else if (row < ins() - 1) {
+          write_columns(first_panel + panel, from, d_w_h, row - inputs);
+        } else {
+          write_columns(first_panel + panel, from, d_b, 0);
+        }
       }
+    }
+  }
+
+  // A panel's columns of one row of [to_i, to_f, to_g, to_o] (·, 4·H).
+  void write_columns(int64_t panel, const float* from, const GateGradients& to,
+                     int64_t row) const {
+    const int64_t end = std::min((panel + 1) * kPanel, width());
+    for (int64_t column = panel * kPanel; column < end;) {
+      const int64_t gate = column / units, unit = column % units;
+      const int64_t count = std::min(units - unit, end - column);
+      std::memcpy(to[gate] + row * units + unit, from, count * sizeof(float));
+      column += count;
+      from += count;
     }
   }
 

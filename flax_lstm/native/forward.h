@@ -15,10 +15,11 @@
 namespace flax_lstm {
 
 struct Forward : Layer {
-  const float *x, *w_x, *w_h, *bias;  // (T, B, I), (I, 4·H), (H, 4·H), (4·H,)
-  const float *h_0, *c_0;             // (B, H)
-  float *y, *h_n, *c_n;               // (T, B, H), (B, H), (B, H)
-  float* kept[kKept];                 // (T, B, H), if the loop keeps.
+  const float* x;          // (T, B, I)
+  Gates w_x, w_h, bias;    // (I, H), (H, H), (H,)
+  const float *h_0, *c_0;  // (B, H)
+  float *y, *h_n, *c_n;    // (T, B, H), (B, H), (B, H)
+  float* kept[kKept];      // (T, B, H), if the loop keeps.
 
   template <bool keeps>
   void run(xla::ffi::ThreadPool& pool) {
@@ -66,16 +67,18 @@ struct Forward : Layer {
 
   // The bias and the weights of a block of kLanes units.
   void pack(int64_t block) const {
-    const int64_t unit = block * kLanes, count = units - unit, width = kGates * units;
+    const int64_t unit = block * kLanes, count = units - unit;
     float* to = packed_ + block * block_size();
-    const auto append = [&](const float* row) {
-      for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
-        store(to, load(row + gate * units + unit, count));
+    const auto append = [&](const Gates& from, int64_t rows) {
+      for (int64_t k = 0; k < rows; ++k) {
+        for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
+          store(to, load(from[gate] + k * units + unit, count));
+        }
       }
     };
-    append(bias);
-    for (int64_t k = 0; k < inputs; ++k) append(w_x + k * width);
-    for (int64_t k = 0; k < units; ++k) append(w_h + k * width);
+    append(bias, 1);
+    append(w_x, inputs);
+    append(w_h, units);
   }
 
   void multiply_inputs(int64_t block) const {

@@ -16,6 +16,10 @@ constexpr int kGates = 4;
 // Columns of a product that are summed at once, for kRows rows.
 constexpr int64_t kPanel = kGates * kLanes;
 
+// One array a gate, as the parameters are.
+using Gates = const float* [kGates];
+using GateGradients = float* [kGates];
+
 // What the derivative needs of every step; (T, B, H) each.
 enum Kept { kI, kF, kG, kO, kC, kKept };  // c is that which the step started from.
 

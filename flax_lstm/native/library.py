@@ -26,6 +26,8 @@ _OPTIONS = (
     *("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast"),
     *("-fPIC", "-shared"),
 )
+# Of the content, behind it: a loader of libraries reads what the header tells, no more.
+_DIGEST_SIZE = hashlib.sha256().digest_size
 TARGETS = {
     "flax_lstm_forward": "FlaxLstmForward",
     "flax_lstm_forward_keeping": "FlaxLstmForwardKeeping",
@@ -68,6 +70,8 @@ def build() -> pathlib.Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as directory:
             made = pathlib.Path(directory) / target.name
             _compile([*compiler, *_OPTIONS], made)
+            content = made.read_bytes()
+            made.write_bytes(content + _digest(content))
             _targets_of(made)
             os.replace(made, target)
     except OSError as error:
@@ -95,9 +99,9 @@ def register() -> None:
     compiled = path()
     if not compiled.is_file():
         raise ValueError(
-            f"implementation: expected one that can run here, got 'native', whose loops "
-            f"are not compiled for this machine and JAX ({compiled}); run `python -m "
-            f"flax_lstm.native`, which needs a C++ compiler, or take 'fused'"
+            f"implementation: expected one that can run here, got 'native', whose "
+            f"loops are not compiled for this machine and JAX ({compiled}); run "
+            f"`python -m flax_lstm.native`, which needs a C++ compiler, or take 'fused'"
         )
     try:
         targets = _targets_of(compiled)
@@ -111,6 +115,11 @@ def register() -> None:
 
 
 def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
+    """Raises an OSError if the file is not as it was written."""
+    content = compiled.read_bytes()
+    # Before it is loaded, which a file cut short would end the process by.
+    if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
+        raise OSError(f"a damaged file, {compiled}")
     try:
         loaded = ctypes.CDLL(str(compiled))
         return {
@@ -119,6 +128,10 @@ def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
         }
     except AttributeError as error:  # A symbol that is not there.
         raise OSError(str(error)) from error
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _compile(command: list[str], to: pathlib.Path) -> None:
@@ -145,7 +158,7 @@ def _compile(command: list[str], to: pathlib.Path) -> None:
 @functools.cache
 def _file_name() -> str:
     made_of = [jaxlib.__version__, _processor(), *_OPTIONS]
-    for source in sorted(_SOURCES.glob("*.h")) + [_SOURCES / _MAIN_SOURCE]:
+    for source in (*sorted(_SOURCES.glob("*.h")), _SOURCES / _MAIN_SOURCE):
         made_of.append(source.read_text("utf-8"))
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
     return f"lstm-{digest[:16]}.so"

@@ -12,80 +12,103 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Positions of what is asked for by name; the others follow one another.
-constexpr int kX = 0, kForwardH0 = 4, kForwardValid = 6;
-constexpr int kBackwardH0 = 3, kBackwardValid = 13;
+// Arguments and results of a call, one after another.
+class Next {
+ public:
+  Next(ffi::RemainingArgs arguments, ffi::RemainingRets results)
+      : arguments_(arguments), results_(results) {}
 
-auto dimensions(ffi::RemainingArgs args, int position) {
-  return args.get<ffi::AnyBuffer>(position).value().dimensions();
+  ffi::AnyBuffer buffer() {
+    return arguments_.get<ffi::AnyBuffer>(argument_++).value();
+  }
+  void read(const float*& array) { array = buffer().typed_data<float>(); }
+  void write(float*& array) { array = result().typed_data<float>(); }
+  template <size_t N>
+  void read(const float* (&arrays)[N]) {
+    for (const float*& array : arrays) read(array);
+  }
+  template <size_t N>
+  void write(float* (&arrays)[N]) {
+    for (float*& array : arrays) write(array);
+  }
+  ffi::AnyBuffer result() {
+    return *results_.get<ffi::AnyBuffer>(result_++).value();
+  }
+  // The last argument, which may be missing.
+  const bool* valid() {
+    return argument_ < arguments_.size() ? buffer().typed_data<bool>() : nullptr;
+  }
+
+ private:
+  ffi::RemainingArgs arguments_;
+  ffi::RemainingRets results_;
+  size_t argument_ = 0, result_ = 0;
+};
+
+void read_x(Next& next, flax_lstm::Layer& layer, const float*& x) {
+  const ffi::AnyBuffer buffer = next.buffer();
+  layer.steps = buffer.dimensions()[0];
+  layer.batch = buffer.dimensions()[1];
+  layer.inputs = buffer.dimensions()[2];
+  x = buffer.typed_data<float>();
 }
 
-template <typename T = float>
-const T* argument(ffi::RemainingArgs args, int position) {
-  const void* data = args.get<ffi::AnyBuffer>(position).value().untyped_data();
-  return static_cast<const T*>(data);
-}
-
-float* result(ffi::RemainingRets results, int position) {
-  return static_cast<float*>(
-      results.get<ffi::AnyBuffer>(position).value()->untyped_data());
-}
-
-void describe(flax_lstm::Layer& layer, ffi::RemainingArgs args, int h_0, int valid,
-              bool reverse, int64_t threads) {
-  const auto of_x = dimensions(args, kX);
-  layer.steps = of_x[0];
-  layer.batch = of_x[1];
-  layer.inputs = of_x[2];
-  layer.units = dimensions(args, h_0)[1];
-  layer.reverse = reverse;
-  const bool has_lengths = args.size() > static_cast<size_t>(valid);
-  layer.valid = has_lengths ? argument<bool>(args, valid) : nullptr;
-  layer.share_out(threads);
+void read_h_0(Next& next, flax_lstm::Layer& layer, const float*& h_0) {
+  const ffi::AnyBuffer buffer = next.buffer();
+  layer.units = buffer.dimensions()[1];
+  h_0 = buffer.typed_data<float>();
 }
 
 template <bool keeps>
 ffi::Error forward(ffi::ThreadPool pool, bool reverse, int64_t threads,
-                   ffi::RemainingArgs args, ffi::RemainingRets results) {
+                   ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   flax_lstm::Forward loop;
-  describe(loop, args, kForwardH0, kForwardValid, reverse, threads);
-  int next = 0;
-  for (const float** array :
-       {&loop.x, &loop.w_x, &loop.w_h, &loop.bias, &loop.h_0, &loop.c_0}) {
-    *array = argument(args, next++);
-  }
-  next = 0;
-  for (float** array : {&loop.y, &loop.h_n, &loop.c_n}) *array = result(results, next++);
-  if constexpr (keeps) {
-    for (float*& array : loop.kept) array = result(results, next++);
-  }
+  Next next(arguments, results);
+  read_x(next, loop, loop.x);
+  next.read(loop.w_x);
+  next.read(loop.w_h);
+  next.read(loop.bias);
+  read_h_0(next, loop, loop.h_0);
+  next.read(loop.c_0);
+  loop.valid = next.valid();
+  next.write(loop.y);
+  next.write(loop.h_n);
+  next.write(loop.c_n);
+  if constexpr (keeps) next.write(loop.kept);
+  loop.reverse = reverse;
+  loop.share_out(threads);
   loop.run<keeps>(pool);
   return ffi::Error::Success();
 }
 
 ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t threads,
-                    ffi::RemainingArgs args, ffi::RemainingRets results) {
+                    ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   flax_lstm::Backward loop;
-  describe(loop, args, kBackwardH0, kBackwardValid, reverse, threads);
-  int next = 0;
-  for (const float** array : {&loop.x, &loop.w_x, &loop.w_h, &loop.h_0, &loop.y}) {
-    *array = argument(args, next++);
-  }
-  for (const float*& array : loop.kept) array = argument(args, next++);
-  for (const float** array : {&loop.d_y, &loop.d_h_n, &loop.d_c_n}) {
-    *array = argument(args, next++);
-  }
-  next = 0;
-  loop.d_x = needs_x ? result(results, next++) : nullptr;
-  for (float** array :
-       {&loop.d_w_x, &loop.d_w_h, &loop.d_b, &loop.d_h_0, &loop.d_c_0}) {
-    *array = result(results, next++);
-  }
-  auto scratch = results.get<ffi::AnyBuffer>(next).value();
-  if (static_cast<int64_t>(scratch->element_count()) < loop.scratch_size()) {
+  Next next(arguments, results);
+  read_x(next, loop, loop.x);
+  next.read(loop.w_x);
+  next.read(loop.w_h);
+  read_h_0(next, loop, loop.h_0);
+  next.read(loop.y);
+  next.read(loop.kept);
+  next.read(loop.d_y);
+  next.read(loop.d_h_n);
+  next.read(loop.d_c_n);
+  loop.valid = next.valid();
+  loop.d_x = nullptr;
+  if (needs_x) next.write(loop.d_x);
+  next.write(loop.d_w_x);
+  next.write(loop.d_w_h);
+  next.write(loop.d_b);
+  next.write(loop.d_h_0);
+  next.write(loop.d_c_0);
+  loop.reverse = reverse;
+  loop.share_out(threads);
+  ffi::AnyBuffer scratch = next.result();
+  if (static_cast<int64_t>(scratch.element_count()) < loop.scratch_size()) {
     return ffi::Error::InvalidArgument("the scratch array is too small");
   }
-  loop.scratch = result(results, next);
+  loop.scratch = scratch.typed_data<float>();
   loop.run(pool);
   return ffi::Error::Success();
 }

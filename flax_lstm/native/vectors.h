@@ -69,40 +69,21 @@ inline Vector tanh(Vector x) {
 
 inline Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
 
-// sums[r][n] += rows[r][k] · panel[k][n] for one k.
-template <int R, int N>
-inline __attribute__((always_inline)) void add_product(Vector (&sums)[R][N],
-                                                       const float* const (&rows)[R],
-                                                       const float* panel, int64_t k) {
-  Vector weights[N];
-  for (int n = 0; n < N; ++n) weights[n] = load(panel + (k * N + n) * kLanes);
-  for (int r = 0; r < R; ++r) {
-    const Vector x = splat(rows[r][k]);
-    for (int n = 0; n < N; ++n) sums[r][n] += x * weights[n];
-  }
-}
-
-// sums[r][n] += Σ_k rows[r][k] · panel[k][n], where a panel holds N vectors a k.
+// sums[r][n] += Σ_k rows[r][k] · panel[k][n], where a panel holds N vectors a k. The
+// order of a sum does not depend on R: whichever tile a row is in, it gets the same bits.
 template <int R, int N>
 inline __attribute__((always_inline)) void add_products(Vector (&sums)[R][N],
                                                         const float* const (&rows)[R],
                                                         const float* panel,
                                                         int64_t count) {
-  // A sum can take its next product only when the one before is done. Of few sums
-  // there are two each, so that enough of them are under way.
-  constexpr int kUnderWay = 8;
-  int64_t k = 0;
-  if constexpr (R * N < kUnderWay) {
-    Vector others[R][N] = {};
-    for (; k + 2 <= count; k += 2) {
-      add_product<R, N>(sums, rows, panel, k);
-      add_product<R, N>(others, rows, panel, k + 1);
-    }
+  for (int64_t k = 0; k < count; ++k, panel += N * kLanes) {
+    Vector weights[N];
+    for (int n = 0; n < N; ++n) weights[n] = load(panel + n * kLanes);
     for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) sums[r][n] += others[r][n];
+      const Vector x = splat(rows[r][k]);
+      for (int n = 0; n < N; ++n) sums[r][n] += x * weights[n];
     }
   }
-  for (; k < count; ++k) add_product<R, N>(sums, rows, panel, k);
 }
 
 // Calls tile<R>(first) for tiles of R = kRows of the rows [begin, end), and of fewer at

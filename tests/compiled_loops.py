@@ -1,0 +1,51 @@
+"""The loops of `implementation='native'`, compiled once for a whole run of the tests.
+
+They lie where only the tests that ask for them look: for all others 'auto' is what it
+is for a user who has compiled nothing.
+"""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+
+from flax_lstm.native import library
+
+_CACHE = "FLAX_LSTM_CACHE_DIR"
+_ROOT = "FLAX_LSTM_TESTS_ROOT"
+_REFUSED = "FLAX_LSTM_TESTS_NO_LOOPS"
+
+
+def compile_for_all():
+    """In the process that starts the others, which inherit the environment."""
+    root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
+    os.environ[_ROOT] = str(root)
+    os.environ[_CACHE] = str(root / "compiled")
+    try:
+        library.build()
+    except library.BuildError as error:
+        os.environ[_REFUSED] = str(error)
+    os.environ[_CACHE] = str(root / "nothing")
+
+
+def remove():
+    shutil.rmtree(os.environ[_ROOT], ignore_errors=True)
+
+
+def directory():
+    """Where the compiled loops lie; skips the test where there is no compiler."""
+    if _REFUSED in os.environ:
+        pytest.skip(os.environ[_REFUSED])
+    return os.path.join(os.environ[_ROOT], "compiled")
+
+
+def load():
+    """Makes `implementation='native'` work in this process."""
+    elsewhere = os.environ[_CACHE]
+    os.environ[_CACHE] = directory()
+    try:
+        library.register()
+    finally:
+        os.environ[_CACHE] = elsewhere

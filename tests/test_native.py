@@ -1,0 +1,393 @@
+"""The compiled loops: where they run, in which sizes, and what they refuse.
+
+That they compute the same is shown where all implementations are tested too.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import compiled_loops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
+
+from flax_lstm import LSTMClassifier, StackedLSTM, _native_lstm
+from flax_lstm.native import library
+
+# Other orders of the same float32 sums, times the largest number of an array.
+TOLERANCE = 1e-5
+
+
+def setting(steps, batch, inputs, units, *, lengths=False, **options):
+    """The same stack by loops and fused, and what a loss of both takes."""
+    by_loops = StackedLSTM(inputs, units, **options, implementation="native")
+    fused = by_loops.clone(implementation="fused")
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    x = jax.random.normal(next(keys), (steps, batch, inputs))
+    rows = by_loops.num_layers * (2 if by_loops.bidirectional else 1)
+    hx = tuple(jax.random.normal(next(keys), (rows, batch, units)) for _ in "hc")
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, steps + 1, batch) if lengths else None
+    variables = fused.init(next(keys), x)
+
+    def loss(stack):
+        def of(variables, x, hx):
+            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=counts)
+            return (jnp.sin(y).sum() + (h * c).sum()), (y, h, c)
+
+        return of
+
+    return loss(by_loops), loss(fused), (variables, x, hx)
+
+
+def assert_close(got, expected):
+    def check(got, expected):
+        bound = TOLERANCE * max(1e-3, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=bound)
+
+    jax.tree.map(check, got, expected)
+
+
+def value_and_gradients(loss):
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+# Sizes at and beside those of a register, a tile of rows, a panel of columns, a chunk
+# of rows, the depth of a panel; and enough weights for units to be shared out.
+SIZES = {
+    "one": (1, 1, 1, 1),
+    "below_a_register": (3, 2, 3, 5),
+    "a_register": (2, 6, 16, 16),
+    "beside_a_panel": (3, 7, 65, 63),
+    "no_multiple": (4, 13, 17, 33),
+    "beside_a_chunk": (3, 43, 5, 17),
+    "many_rows": (2, 200, 4, 20),
+    "beyond_a_depth": (2, 5, 9, 150),
+    "shared_units": (3, 9, 70, 192),
+    "shared_units_of_one_row": (4, 1, 8, 200),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_results_and_gradients_of_any_size(sizes, threads, native, monkeypatch):
+    monkeypatch.setattr(_native_lstm, "usable_cores", lambda: threads)
+    loops, fused, arguments = setting(*sizes, lengths=sizes[1] > 1, bidirectional=True)
+    got = value_and_gradients(loops)(*arguments)
+    assert_close(got, value_and_gradients(fused)(*arguments))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [SIZES["many_rows"], SIZES["shared_units"]],
+    ids=["rows_shared", "units_shared"],
+)
+def test_the_number_of_threads_changes_no_bit(sizes, native, monkeypatch):
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(_native_lstm, "usable_cores", lambda n=threads: n)
+        loops, _, arguments = setting(*sizes, num_layers=2)
+        results.append(value_and_gradients(loops)(*arguments))
+    for other in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+def test_an_empty_batch(native):
+    loops, fused, arguments = setting(3, 0, 2, 4)
+    got = value_and_gradients(loops)(*arguments)
+    assert_close(got, value_and_gradients(fused)(*arguments))
+
+
+def test_no_bias_has_no_gradient_of_one(native):
+    loops, fused, arguments = setting(3, 4, 2, 5, bias=False)
+    (_, gradients), (_, expected) = (
+        value_and_gradients(loss)(*arguments) for loss in (loops, fused)
+    )
+    assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 1e30])
+def test_numbers_that_are_not_finite_or_huge_pass_as_in_xla(special, native):
+    loops, fused, (variables, x, hx) = setting(4, 3, 2, 5)
+    x = x.at[1, 0, 0].set(special)
+    _, got = jax.jit(loops)(variables, x, hx)
+    _, expected = jax.jit(fused)(variables, x, hx)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        got,
+        expected,
+    )
+    if np.isnan(special):
+        assert np.isnan(got[0][1:, 0]).all()
+    assert np.isfinite(got[0][:, 1:]).all()
+
+
+def derivatives(loss, variables, x, hx):
+    """By every way that JAX has to them."""
+
+    def of(variables):
+        return loss(variables, x, hx)[0]
+
+    ones = jax.tree.map(jnp.ones_like, variables)
+
+    def along(f):
+        return jax.jvp(f, (variables,), (ones,))[1]
+
+    def summed_gradient(variables):
+        return sum(map(jnp.sum, jax.tree.leaves(jax.grad(of)(variables))))
+
+    def of_row(x, h, c):
+        hx = (h[:, None], c[:, None])
+        return jax.grad(lambda v: loss(v, x[:, None], hx)[0])(variables)
+
+    return {
+        "forward": along(of),
+        "forward_over_reverse": along(jax.grad(of)),
+        "reverse_over_reverse": jax.grad(summed_gradient)(variables),
+        "reverse_over_forward": jax.grad(lambda v: jax.jvp(of, (v,), (ones,))[1])(
+            variables
+        ),
+        "of_every_row": jax.vmap(of_row, in_axes=(1, 1, 1))(x, *hx),
+        "checkpointed": jax.grad(jax.checkpoint(of))(variables),
+    }
+
+
+def test_every_kind_of_derivative_works(native):
+    loops, fused, arguments = setting(3, 4, 2, 5, num_layers=2)
+    got = jax.jit(lambda *a: derivatives(loops, *a))(*arguments)
+    expected = jax.jit(lambda *a: derivatives(fused, *a))(*arguments)
+    assert set(got) == set(expected)
+    assert_close(got, expected)
+
+
+CALLED = ("flax_lstm_forward_keeping", "flax_lstm_backward")
+
+
+def lowered(loss, arguments, **options):
+    gradient = jax.jit(jax.grad(lambda *a: loss(*a)[0], (0, 1, 2)), **options)
+    return gradient.lower(*arguments).as_text()
+
+
+def test_a_gradient_is_a_call_forward_and_one_backward_and_no_loop(native):
+    loops, _, arguments = setting(3, 4, 2, 5)
+    text = lowered(loops, arguments)
+    assert all(text.count(f"@{name}(") == 1 for name in CALLED), text
+    assert "while" not in text
+    # Without a derivative nothing is kept.
+    text = jax.jit(loops).lower(*arguments).as_text()
+    assert "@flax_lstm_forward(" in text
+    assert "keeping" not in text
+
+
+def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed(native):
+    loops, _, arguments = setting(3, 4, 2, 5)
+
+    def needs_x(of):
+        gradient = jax.grad(lambda *a: loops(*a)[0], of)
+        jaxpr = str(jax.make_jaxpr(gradient)(*arguments))
+        return "needs_x=True" in jaxpr
+
+    assert not needs_x(0)
+    assert needs_x((0, 1))
+
+
+def test_a_program_that_xla_spreads_over_devices_has_the_fused_loops(native):
+    loops, fused, (variables, x, hx) = setting(3, 8, 2, 5)
+    n = max(n for n in (1, 2, 4) if n <= jax.device_count())
+    mesh = jax.make_mesh((n,), ("rows",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(x, NamedSharding(mesh, Spec(None, "rows")))
+    other = jax.device_put((variables, hx), NamedSharding(mesh, Spec()))
+    arguments = (other[0], x, other[1])
+    assert n == 1 or not any(name in lowered(loops, arguments) for name in CALLED)
+    got = value_and_gradients(loops)(*arguments)
+    assert_close(got, value_and_gradients(fused)(*arguments))
+
+
+def test_shard_map_has_the_loops_on_every_device(native):
+    loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
+    n = max(n for n in (1, 2, 4) if n <= jax.device_count())
+    mesh = jax.make_mesh((n,), ("rows",), axis_types=(AxisType.Auto,))
+    by_rows = Spec(None, "rows")
+
+    def shard(variables, x, hx):
+        return jax.grad(lambda *a: loops(*a)[0])(variables, x, hx)
+
+    spread = jax.jit(
+        jax.shard_map(
+            shard, mesh=mesh, in_specs=(Spec(), by_rows, by_rows), out_specs=Spec()
+        )
+    )
+    text = spread.lower(variables, x, hx).as_text()
+    assert all(f"@{name}(" in text for name in CALLED)
+    expected = jax.jit(shard)(variables, x, hx)
+    assert_close(spread(variables, x, hx), expected)
+
+
+def test_an_exported_program_runs_without_the_loops(native):
+    loops, fused, arguments = setting(3, 4, 2, 5)
+    exported = jax.export.export(jax.jit(loops), platforms=("cpu", "cuda"))(*arguments)
+    assert "flax_lstm_forward" not in exported.mlir_module()
+    assert_close(exported.call(*arguments), jax.jit(fused)(*arguments))
+
+
+def classifier(**options):
+    model = LSTMClassifier(3, 2, 5, 1, **options)
+    x = jnp.ones((2, 4, 2))
+    return model, model.clone(implementation="fused").init(jax.random.key(0), x), x
+
+
+def text_of(model, variables, x):
+    return jax.jit(model.apply).lower(variables, x).as_text()
+
+
+def test_auto_takes_the_loops_where_they_are_compiled(native, monkeypatch):
+    model, variables, x = classifier()
+    assert model.implementation == "auto"
+    assert "flax_lstm_forward" not in text_of(model, variables, x)
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+    jax.clear_caches()
+    assert "flax_lstm_forward" in text_of(model, variables, x)
+
+
+@pytest.mark.parametrize(
+    "options", [{"proj_size": 2}, {"dtype": jnp.bfloat16}], ids=["projection", "dtype"]
+)
+def test_auto_is_fused_where_the_loops_cannot_serve(options, native, monkeypatch):
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+    model, variables, x = classifier(**options)
+    assert "flax_lstm_forward" not in text_of(model, variables, x)
+
+
+def test_auto_is_fused_for_symbolic_sizes(native, monkeypatch):
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+    model, variables, _ = classifier()
+    (b,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((b, 4, 2), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: model.apply(variables, x)))(x)
+    assert exported.call(jnp.ones((7, 4, 2))).shape == (7, 3)
+
+
+def test_other_dtypes_are_refused(native):
+    model, variables, x = classifier(implementation="native", dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype: expected float32 .*got bfloat16"):
+        model.apply(variables, x)
+
+
+def test_a_projection_is_refused():
+    with pytest.raises(ValueError, match=r"proj_size: expected 0 .*'native'.*got 2"):
+        StackedLSTM(3, 4, proj_size=2, implementation="native")
+
+
+def test_symbolic_sizes_are_refused(native):
+    model, variables, _ = classifier(implementation="native")
+    (b,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((b, 4, 2), jnp.float32)
+    with pytest.raises(ValueError, match=r"input: expected known sizes.*symbolic"):
+        jax.export.export(jax.jit(lambda x: model.apply(variables, x)))(x)
+
+
+def test_initialising_needs_no_loops(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path))
+    model, expected, x = classifier(implementation="native")
+    got = model.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+# As processes: whether the loops are there is asked once a process.
+
+
+def run(*command, cache, **environment):
+    environment = {**os.environ, "FLAX_LSTM_CACHE_DIR": str(cache), **environment}
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+
+
+USE = """
+import jax.numpy as jnp
+from flax_lstm import StackedLSTM
+fused = StackedLSTM(2, 3, implementation="fused")
+x = jnp.ones((4, 1, 2))
+variables = fused.init(__import__("jax").random.key(0), x)
+try:
+    fused.clone(implementation="native").apply(variables, x)
+except ValueError as error:
+    print(error)
+else:
+    print("done")
+"""
+
+
+def test_loops_that_are_not_compiled_are_asked_for(tmp_path):
+    done = run("-c", USE, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("implementation: expected one that can run here, got")
+    assert "python -m flax_lstm.native" in done.stdout
+
+
+@pytest.mark.slow
+def test_compiling_using_and_removing(native, tmp_path):
+    cache = tmp_path / "not" / "there yet"
+    done = run("-m", "flax_lstm.native", cache=cache)
+    assert done.returncode == 0, done.stderr
+    (compiled,) = cache.iterdir()
+    assert str(compiled) in done.stdout
+    assert run("-c", USE, cache=cache).stdout == "done\n"
+
+    compiled.write_bytes(compiled.read_bytes()[:2000])
+    done = run("-c", USE, cache=cache)
+    assert done.stdout.startswith("implementation: expected 'native' to find"), done
+    assert done.stdout.count("\n") == 1
+
+    done = run("-m", "flax_lstm.native", "--remove", cache=cache)
+    assert (done.returncode, done.stdout) == (0, f"removed {compiled}\n")
+    assert not list(cache.iterdir())
+    done = run("-m", "flax_lstm.native", "--remove", cache=cache)
+    assert (done.returncode, done.stdout) == (0, f"no {compiled}\n")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("no-such-compiler", "CXX: expected a C++ compiler, got 'no-such-compiler'"),
+        ("false", "CXX: expected a compiler for C++20, got status 1 of `false "),
+    ],
+)
+def test_without_a_compiler_there_is_one_error_and_no_file(compiler, message, tmp_path):
+    done = run("-m", "flax_lstm.native", cache=tmp_path, CXX=compiler)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_is_no_directory_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    done = run("-m", "flax_lstm.native", cache=file)
+    assert done.returncode == 1
+    assert done.stderr.startswith("FLAX_LSTM_CACHE_DIR: expected a directory")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_files_name_tells_the_source(native, monkeypatch, tmp_path):
+    """So that a changed source is never run by loops of the old one."""
+    name = library.path().name
+    for source in pathlib.Path(library.__file__).parent.glob("*.[hc]*"):
+        (tmp_path / source.name).write_text(source.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(library, "_SOURCES", tmp_path)
+    library._file_name.cache_clear()
+    assert library.path().name == name
+    with (tmp_path / "layer.h").open("a") as header:
+        header.write("// changed\n")
+    library._file_name.cache_clear()
+    assert library.path().name != name
+    library._file_name.cache_clear()
