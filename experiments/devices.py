@@ -20,7 +20,7 @@ ROWS = "rows"
 """Name of the mesh's only axis, over which the rows of a batch are spread."""
 
 # With fewer, the products are too small for what a step costs a device anyhow.
-_LEAST_ROWS_A_DEVICE = 25
+LEAST_ROWS_A_DEVICE = 25
 _FORCED_DEVICES = "xla_force_host_platform_device_count"
 
 
@@ -66,7 +66,7 @@ def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
             f"{num_devices}"
         )
     processes = jax.process_count()
-    enough = batch_size // (_LEAST_ROWS_A_DEVICE * processes)
+    enough = batch_size // (LEAST_ROWS_A_DEVICE * processes)
     count = num_devices or max(1, min(here, enough))
     if processes == 1:
         return _mesh(jax.local_devices()[:count])
@@ -80,7 +80,7 @@ def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
 def local_row_mesh(batch_size: int) -> Mesh:
     """`row_mesh` of this process alone."""
     devices = jax.local_devices()
-    return _mesh(devices[: max(1, batch_size // _LEAST_ROWS_A_DEVICE)])
+    return _mesh(devices[: max(1, batch_size // LEAST_ROWS_A_DEVICE)])
 
 
 def _mesh(devices: list[jax.Device]) -> Mesh:

@@ -66,7 +66,10 @@ class StackedLSTM(RecurrentStack):
             one product after the loop, see `flax_lstm/_fused_lstm.py`. `'cudnn'`:
             NVIDIA's library, for float32 on its GPUs, without projection, vmap and
             forward mode, in TF32 unless `jax_default_matmul_precision` is 'highest',
-            see `flax_lstm/_cudnn_lstm.py`. `'auto'`: `'fused'`; the README has the
+            see `flax_lstm/_cudnn_lstm.py`. `'native'`: loops in C++ for a CPU, once
+            `python -m flax_lstm.native` has compiled them, float32 without
+            projection, see `flax_lstm/_native_lstm.py`. `'auto'`: `'native'` where
+            it is compiled and can serve, else `'fused'`; the README has the
             measurements, sizes where it is behind too.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and compute the others again, for long sequences: memory beside

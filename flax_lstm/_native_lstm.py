@@ -106,7 +106,7 @@ def _is_known(shape: tuple[Any, ...]) -> bool:
 
 
 def _varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return with_varying_axes_of(arrays, ())  # type: ignore[arg-type, return-value]
+    return with_varying_axes_of(arrays, ())
 
 
 # What the loops mean. Arguments and results are in the order of native/lstm.cc; of
@@ -167,8 +167,8 @@ def _backward(*arguments, reverse, needs_x):
 def _weights(arrays, biased: bool) -> tuple[Weights, Any]:
     """The weights that `arrays` begins with, and the rest."""
     gates = len(_GATES)
-    groups = [tuple(arrays[n * gates : (n + 1) * gates]) for n in range(2 + biased)]
-    weights = Weights(*groups[:2], b=groups[2] if biased else None, projection=None)
+    x, h, b = (tuple(arrays[n * gates : (n + 1) * gates]) for n in range(3))
+    weights = Weights(x, h, b if biased else None, projection=None)
     return weights, arrays[(2 + biased) * gates :]
 
 

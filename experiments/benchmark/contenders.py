@@ -16,6 +16,7 @@ from experiments.devices import claim_cores, usable_cores
 STEPS_A_CALL = 10
 
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
+FUSED = "ours, not compiled"
 CUDNN = "ours, cuDNN"
 CHUNK = f"ours, {STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
@@ -76,6 +77,11 @@ def in_chunks() -> Contender:
     return Ours("auto", all_devices=True, steps_a_call=STEPS_A_CALL)
 
 
+def fused() -> Contender:
+    """Ours as it is where nobody has compiled the native loops."""
+    return Ours("fused", all_devices=True)
+
+
 def scan() -> Contender:
     return Ours("scan", all_devices=False)
 
@@ -94,6 +100,7 @@ def alone() -> dict[str, Alone]:
         CHUNK: Alone(in_chunks(), keeps_memory=True, claims_cores=True),
         ALL: Alone(Ours("auto", True), keeps_memory=True, claims_cores=True),
         ONE: Alone(Ours("auto", False), keeps_memory=True),
+        FUSED: Alone(fused(), keeps_memory=True, claims_cores=True),
         FLAX: Alone(FlaxRNN()),
         FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
     }

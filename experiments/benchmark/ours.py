@@ -9,17 +9,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments.batches import Batch
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
-from experiments.devices import ROWS, replicated
+from experiments.devices import LEAST_ROWS_A_DEVICE, ROWS, replicated
 from experiments.train_state import create_state, optimizer
 from experiments.training import train_step
 from flax_lstm import LSTMClassifier
 
 _LEARNING_RATE = 1e-3
-# Fewer rows than in the experiment: here the question is what all cores can do.
-_LEAST_ROWS_A_DEVICE = 16
-# But every device reads all weights at every step, which few rows don't pay for
-# once they are larger than a core's own cache: 153 ms on one device, 184 on two,
-# for 32 rows of 512 units.
+# Every device reads all weights at every step, which few rows don't pay for once they
+# are larger than a core's own cache: 153 ms on one device, 184 on two, for 32 rows of
+# 512 units.
 _LEAST_ROWS_WITH_LARGE_WEIGHTS = 32
 _LARGE_BYTES = 2**20
 
@@ -105,7 +103,7 @@ class Ours:
     def _mesh(self, sizes: Sizes) -> Mesh:
         weight_bytes = 4 * 4 * sizes.hidden * 2 * sizes.hidden  # Of an upper layer.
         large = weight_bytes > _LARGE_BYTES
-        least = _LEAST_ROWS_WITH_LARGE_WEIGHTS if large else _LEAST_ROWS_A_DEVICE
+        least = _LEAST_ROWS_WITH_LARGE_WEIGHTS if large else LEAST_ROWS_A_DEVICE
         devices = jax.local_devices()
         count = min(len(devices), max(1, sizes.batch // least))
         while sizes.batch % count:

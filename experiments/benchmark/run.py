@@ -14,6 +14,7 @@ from experiments.benchmark import figure, scaling, sections
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores, usable_cores
 from experiments.errors import RunError
+from flax_lstm.native import library
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
@@ -51,7 +52,7 @@ def run(quick: bool, scales: bool, output: str) -> None:
         show(sections.training_and_inference(seconds=10))
         show(sections.costs(repeats=5))
         show(sections.whole_epoch(rounds=3))
-        show(sections.grid(seconds=3))
+        show(sections.grid(seconds=2.5))
         growth: dict[str, list[Comparison]] = {}
         for axis, comparison in sections.growth(seconds=2):
             growth.setdefault(axis, []).append(comparison)
@@ -87,6 +88,7 @@ def _environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "implementation": "native" if library.is_built() else "fused",
         "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,

@@ -14,6 +14,7 @@ from experiments.benchmark.contenders import (
     CUDNN,
     FLAX,
     FLAX_KEPT,
+    FUSED,
     ONE,
     SCAN,
     TORCH,
@@ -36,6 +37,7 @@ RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_OF_CUDNN)
 # As their users run them, and then on equal terms.
 RATIOS_ALONE = (
     *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT)),
+    (FUSED, TORCH),
     *_OF_CUDNN,
 )
 
@@ -69,7 +71,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     number of devices. Apart, ours runs as the experiment does, and the others as
     their users run them, and once more with their memory kept.
     """
-    names = (CHUNK, ALL, ONE, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    names = (CHUNK, ALL, ONE, FUSED, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
     section = "training step, a process each"
     yield _alone(section, names, "training", NOTES, seconds)
     for batch in _INFERENCE_BATCHES:
@@ -115,7 +117,8 @@ def training_and_inference(seconds: float) -> Iterator[Comparison]:
 
     With all that there is: our scan, and torch.compile where it works.
     """
-    entries = contenders.in_one_process() | {SCAN: contenders.scan()}
+    entries = contenders.in_one_process()
+    entries |= {FUSED: contenders.fused(), SCAN: contenders.scan()}
     if TORCH in entries:
         entries[TORCH_COMPILED] = contenders.torch_compiled()
     ratios = (*RATIOS, (SCAN, FLAX))

@@ -1,0 +1,40 @@
+"""A run where the native loops are compiled, which 'auto' then takes."""
+
+import os
+
+import compiled_loops
+import numpy as np
+import pytest
+from commands import assert_same_run, command, rows_of, training
+
+
+@pytest.fixture
+def environment():
+    return {**os.environ, "FLAX_LSTM_CACHE_DIR": compiled_loops.directory()}
+
+
+def run(environment, *arguments):
+    done = command(*arguments, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_continues_bit_for_bit_and_predicts_without_the_loops(
+    environment, tmp_path
+):
+    whole, parts, fused = (tmp_path / name for name in ("whole", "parts", "fused"))
+    flags = ("--dropout=0.1", "--seed=1")
+    run(environment, *training(whole, "--num_epochs=4", *flags))
+    for epochs in (2, 4):
+        run(environment, *training(parts, f"--num_epochs={epochs}", *flags))
+    assert_same_run(parts, whole)
+
+    run(os.environ, *training(fused, "--num_epochs=4", *flags))
+    for by_loops, by_fused in zip(rows_of(whole), rows_of(fused), strict=True):
+        np.testing.assert_allclose(
+            by_loops["train_loss"], by_fused["train_loss"], rtol=1e-3
+        )
+
+    predict = ("predict", f"--workdir={whole}", "--index=3")
+    assert run(environment, *predict) == run(os.environ, *predict)
