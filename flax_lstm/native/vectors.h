@@ -22,12 +22,15 @@ constexpr int kLanes = 4;
 constexpr int kRows = 6;
 #endif
 
+// What is not inlined is called with every register first written to memory.
+#define FLAX_LSTM_INLINE inline __attribute__((always_inline))
+
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 
-inline Vector splat(float x) { return Vector{} + x; }
+FLAX_LSTM_INLINE Vector splat(float x) { return Vector{} + x; }
 
 // The first `count` lanes (all, if there are more); zeros behind them.
-inline Vector load(const float* from, int64_t count = kLanes) {
+FLAX_LSTM_INLINE Vector load(const float* from, int64_t count = kLanes) {
   Vector vector{};
   if (count >= kLanes) {
     std::memcpy(&vector, from, sizeof vector);
@@ -37,7 +40,7 @@ inline Vector load(const float* from, int64_t count = kLanes) {
   return vector;
 }
 
-inline void store(float* to, Vector vector, int64_t count = kLanes) {
+FLAX_LSTM_INLINE void store(float* to, Vector vector, int64_t count = kLanes) {
   if (count >= kLanes) {
     std::memcpy(to, &vector, sizeof vector);
   } else {
@@ -48,7 +51,7 @@ inline void store(float* to, Vector vector, int64_t count = kLanes) {
 // A quotient of polynomials, within a few units in the last place of the true value.
 // The coefficients are those of Eigen's and XLA's own float32 tanh; beyond the bound
 // it is 1 up to rounding.
-inline Vector tanh(Vector x) {
+FLAX_LSTM_INLINE Vector tanh(Vector x) {
   const Vector bound = splat(7.90531110763549805f);
   x = x > bound ? bound : x;
   x = x < -bound ? -bound : x;
@@ -67,15 +70,14 @@ inline Vector tanh(Vector x) {
   return x * p / q;
 }
 
-inline Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
+FLAX_LSTM_INLINE Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
 
 // sums[r][n] += Σ_k rows[r][k] · panel[k][n], where a panel holds N vectors a k. The
 // order of a sum does not depend on R: whichever tile a row is in, it gets the same bits.
 template <int R, int N>
-inline __attribute__((always_inline)) void add_products(Vector (&sums)[R][N],
-                                                        const float* const (&rows)[R],
-                                                        const float* panel,
-                                                        int64_t count) {
+FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
+                                   const float* const (&rows)[R],
+                                   const float* panel, int64_t count) {
   for (int64_t k = 0; k < count; ++k, panel += N * kLanes) {
     Vector weights[N];
     for (int n = 0; n < N; ++n) weights[n] = load(panel + n * kLanes);
