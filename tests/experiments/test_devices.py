@@ -48,7 +48,7 @@ def made_up_split(examples):
 
 def after_an_epoch(count, batch_size, least_rows, monkeypatch, dropout=0.0):
     """State, training totals and test totals, on at most `count` devices."""
-    monkeypatch.setattr(devices, "_LEAST_ROWS_A_DEVICE", least_rows)
+    monkeypatch.setattr(devices, "LEAST_ROWS_A_DEVICE", least_rows)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:count])
     mesh = devices.row_mesh(batch_size)
     split = made_up_split(50)
