@@ -9,8 +9,9 @@ rows, are spread over all cores.
 Four primitives stand for it, each with a meaning in JAX's own operations (the fused
 implementation's), from which everything comes that the loops have no part in:
 
-- `forward`, `forward_keeping` and `backward` are the loops. Their derivatives and what
-  they are under vmap are those of their meaning.
+- `forward`, `forward_keeping` and `backward` are the loops. What they are under vmap,
+  and the derivatives of the latter two, are those of their meaning.
+- The derivative of `forward` is `tangents` of what `forward_keeping` keeps.
 - `tangents`, the linear map from tangents to tangents, is always its meaning, but its
   transpose is `backward`. So reverse mode runs in the loops, and forward mode, second
   derivatives and vmap work as with the fused implementation.
@@ -35,6 +36,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters.xla import apply_primitive
 
 from flax_lstm import _fused_lstm as fused
 from flax_lstm._fused_lstm import Carry, Kept, Weights
@@ -47,6 +49,8 @@ _KEPT = 5
 # kept; and those that it is, less x.
 _KNOWN = 1 + 2 * len(_GATES) + 2 + _KEPT
 _LINEAR = 3 * len(_GATES) + 2
+# Those that `_backward` is linear in: the gradients of y, h_n and c_n.
+_GRADIENTS = 3
 # Of native/backward.h, whose kRows is this at most.
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
@@ -96,7 +100,7 @@ def run_native_or_fused_over_time(
         inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
     )
     run = fused.fuse_over_time
-    if serves and library.is_built():
+    if serves and library.is_usable():
         run = run_native_over_time
     return run(cell, carry, inputs, valid=valid, reverse=reverse)
 
@@ -185,10 +189,6 @@ def _primitive(name: str, meaning: Callable[..., Any]) -> jax.extend.core.Primit
     primitive.multiple_results = True
 
     @functools.cache
-    def compiled(**params):
-        return jax.jit(functools.partial(primitive.bind, **params))
-
-    @functools.cache
     def results(*arguments, **params):
         meant = functools.partial(meaning, **params)
         return jax.make_jaxpr(meant)(*arguments).out_avals
@@ -203,7 +203,7 @@ def _primitive(name: str, meaning: Callable[..., Any]) -> jax.extend.core.Primit
         outputs = jax.vmap(meant, in_axes=tuple(axes))(*arguments)
         return outputs, (0,) * len(outputs)
 
-    primitive.def_impl(lambda *arguments, **params: compiled(**params)(*arguments))
+    primitive.def_impl(functools.partial(apply_primitive, primitive))
     primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
     ad.primitive_jvps[primitive] = derivative
     batching.primitive_batchers[primitive] = batched
@@ -225,7 +225,7 @@ def _lower_to_loop(primitive, meaning, target: str, scratch_size=None) -> None:
         if devices is None:
             return meant(context, *arguments, **params)
         library.register()
-        threads = mlir.ir_attribute(max(1, usable_cores() // devices))
+        threads = max(1, usable_cores() // devices)
         if scratch_size is None:
             return called(context, *arguments, threads=threads, **params)
         scratch = jax.core.ShapedArray((scratch_size(*context.avals_in),), jnp.float32)
@@ -236,7 +236,11 @@ def _lower_to_loop(primitive, meaning, target: str, scratch_size=None) -> None:
 
 
 def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
-    """How many devices of this process a program runs on; None if it can't call."""
+    """How many devices of this process a program runs on; None if it can't call.
+
+    It can where each device has its own part of the data and runs it as it stands: on
+    one device, or inside `jax.shard_map` over all axes of a mesh.
+    """
     if module.lowering_parameters.for_export:
         return None
     axes = module.axis_context
@@ -244,6 +248,8 @@ def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
         return 1 if axes.num_devices == 1 else None
     is_manual = isinstance(axes, mlir.SPMDAxisContext)
     if is_manual and axes.manual_axes == frozenset(axes.mesh.axis_names):
+        if isinstance(axes.mesh, jax.sharding.Mesh):
+            return max(1, len(axes.mesh.local_devices))
         return max(1, axes.mesh.size // jax.process_count())
     return None
 
@@ -303,5 +309,20 @@ def _transpose_of_tangents(gradients, *operands, reverse, needs_x):
     return [*([None] * _KNOWN), *asked, *([None] * len(valid))]
 
 
+def _transpose_of_backward(tangents, *operands, reverse, needs_x):
+    known, gradients = operands[:_KNOWN], operands[_KNOWN : _KNOWN + _GRADIENTS]
+    valid = operands[_KNOWN + _GRADIENTS :]
+
+    def backward(*gradients):
+        return _backward(*known, *gradients, *valid, reverse=reverse, needs_x=needs_x)
+
+    shapes = [gradient.aval for gradient in gradients]
+    transposed = jax.linear_transpose(backward, *shapes)(
+        tuple(map(ad.instantiate_zeros, tangents))
+    )
+    return [*([None] * _KNOWN), *transposed, *([None] * len(valid))]
+
+
 ad.primitive_jvps[forward_p] = _derivative_of_forward
 ad.primitive_transposes[tangents_p] = _transpose_of_tangents
+ad.primitive_transposes[backward_p] = _transpose_of_backward

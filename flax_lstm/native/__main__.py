@@ -23,17 +23,17 @@ def main() -> int:
         action="store_true",
         help="take the compiled loops away, so that 'auto' is 'fused' again",
     )
-    if parser.parse_args().remove:
-        removed = library.remove()
-        print(f"removed {library.path()}" if removed else f"no {library.path()}")
-        return 0
     start = time.perf_counter()
     try:
-        path = library.build()
+        if parser.parse_args().remove:
+            removed = library.remove()
+            print(f"removed {removed}" if removed else "there are none to remove")
+        else:
+            path = library.build()
+            print(f"compiled {path} in {time.perf_counter() - start:.1f} s")
     except library.BuildError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"compiled {path} in {time.perf_counter() - start:.1f} s")
     return 0
 
 

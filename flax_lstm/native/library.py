@@ -12,8 +12,10 @@ import os
 import pathlib
 import platform
 import shlex
+import stat
 import subprocess
 import tempfile
+import warnings
 
 import jax
 import jaxlib
@@ -41,17 +43,39 @@ class BuildError(RuntimeError):
 
 
 def path() -> pathlib.Path:
-    """Where the loops for this machine lie once they are compiled."""
+    """Where the loops for this machine lie once they are compiled.
+
+    Raises:
+        OSError: there is no such place, since the user has no home directory.
+    """
     directory = os.environ.get("FLAX_LSTM_CACHE_DIR")
     if directory:
-        return pathlib.Path(directory) / _file_name()
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        return (pathlib.Path(directory) / _file_name()).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # Such a one counts as missing, says its standard.
+        try:
+            cache = pathlib.Path.home() / ".cache"
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
     return pathlib.Path(cache) / "flax_lstm" / _file_name()
 
 
-def is_built() -> bool:
-    """Whether the loops for this machine are compiled."""
-    return path().is_file()
+def is_usable() -> bool:
+    """Whether the loops for this machine are compiled and loaded, now or before.
+
+    Warns of a file that is there and can't be loaded.
+    """
+    try:
+        if not path().is_file():
+            return False
+    except OSError:  # No home, or a directory that may not be searched.
+        return False
+    try:
+        register()
+    except ValueError as error:
+        warnings.warn(f"{error}; until then 'auto' is 'fused'", stacklevel=2)
+        return False
+    return True
 
 
 def build() -> pathlib.Path:
@@ -63,30 +87,46 @@ def build() -> pathlib.Path:
     Raises:
         BuildError: no compiler, one that fails, or a directory that can't be written.
     """
-    target = path()
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = path()
+        # Whoever can write here can have this user run what he likes.
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as directory:
             made = pathlib.Path(directory) / target.name
-            _compile([*compiler, *_OPTIONS], made)
+            _compile(made)
             content = made.read_bytes()
             made.write_bytes(content + _digest(content))
-            _targets_of(made)
+            made.chmod(0o700)
+            _try_to_load(made)
             os.replace(made, target)
     except OSError as error:
         raise BuildError(
             f"FLAX_LSTM_CACHE_DIR: expected a directory that can be written, got "
-            f"{str(target.parent)!r}: {error}"
+            f"{error}"
         ) from error
     return target
 
 
-def remove() -> bool:
-    """Takes the compiled loops of this machine away; False if there are none."""
-    there = is_built()
-    path().unlink(missing_ok=True)
-    return there
+def remove() -> pathlib.Path | None:
+    """Takes the compiled loops of this machine away.
+
+    Returns:
+        The file that was there, or None.
+
+    Raises:
+        BuildError: a directory that can't be written.
+    """
+    try:
+        target = path()
+        if not target.exists():
+            return None
+        target.unlink()
+    except OSError as error:
+        raise BuildError(
+            f"FLAX_LSTM_CACHE_DIR: expected a directory that can be written, got "
+            f"{error}"
+        ) from error
+    return target
 
 
 @functools.cache
@@ -96,15 +136,14 @@ def register() -> None:
     Raises:
         ValueError: they are not compiled, or the file is damaged.
     """
-    compiled = path()
-    if not compiled.is_file():
+    try:
+        targets = _targets_of(path())
+    except FileNotFoundError as error:
         raise ValueError(
             f"implementation: expected one that can run here, got 'native', whose "
-            f"loops are not compiled for this machine and JAX ({compiled}); run "
+            f"loops are not compiled for this machine and JAX ({error.filename}); run "
             f"`python -m flax_lstm.native`, which needs a C++ compiler, or take 'fused'"
-        )
-    try:
-        targets = _targets_of(compiled)
+        ) from error
     except OSError as error:
         raise ValueError(
             f"implementation: expected 'native' to find its compiled loops whole, got "
@@ -115,8 +154,14 @@ def register() -> None:
 
 
 def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
-    """Raises an OSError if the file is not as it was written."""
-    content = compiled.read_bytes()
+    """Raises an OSError if the file is not as it was written, or not this user's."""
+    with compiled.open("rb") as file:
+        status = os.fstat(file.fileno())
+        content = file.read()
+    if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
+        raise OSError(f"{compiled}, which belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{compiled}, which other users can write")
     # Before it is loaded, which a file cut short would end the process by.
     if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
         raise OSError(f"a damaged file, {compiled}")
@@ -130,22 +175,42 @@ def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
         raise OSError(str(error)) from error
 
 
+def _try_to_load(made: pathlib.Path) -> None:
+    try:
+        _targets_of(made)
+    except OSError as error:
+        raise BuildError(
+            f"CXX: expected a compiler whose result can be loaded here, got {error}"
+        ) from error
+
+
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _compile(command: list[str], to: pathlib.Path) -> None:
+def _compiler() -> list[str]:
+    given = os.environ.get("CXX", "").strip() or "c++"
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise BuildError(
+            f"CXX: expected a compiler's command line, got {given!r}: {error}"
+        ) from error
+
+
+def _compile(to: pathlib.Path) -> None:
+    compiler = _compiler()
     command = [
-        *command,
+        *(*compiler, *_OPTIONS),
         *("-isystem", jax.ffi.include_dir()),
         str(_SOURCES / _MAIN_SOURCE),
         *("-o", str(to)),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise BuildError(
-            f"CXX: expected a C++ compiler, got {command[0]!r}, which is not there; "
+            f"CXX: expected a C++ compiler, got {compiler[0]!r} ({error.strerror}); "
             f"install one (g++ 10 or clang 13, or newer) or set CXX"
         ) from error
     if done.returncode:
@@ -165,11 +230,11 @@ def _file_name() -> str:
 
 
 def _processor() -> str:
-    """The kind of processor with all instructions that it has."""
+    """The kind of processor with all instructions that it has, or the machine."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:  # Not on Linux.
         lines = []
     kinds = ("flags", "Features")
-    flags = next((line for line in lines if line.startswith(kinds)), "")
+    flags = next((line for line in lines if line.startswith(kinds)), platform.node())
     return platform.machine() + flags

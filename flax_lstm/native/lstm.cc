@@ -2,6 +2,7 @@
 // whose order of arguments and results this is.
 
 #include <cstdint>
+#include <new>
 
 #include "backward.h"
 #include "forward.h"
@@ -59,6 +60,18 @@ void read_h_0(Next& next, flax_lstm::Layer& layer, const float*& h_0) {
   h_0 = buffer.typed_data<float>();
 }
 
+// Calls run(), and tells XLA if there was too little memory.
+template <typename Run>
+ffi::Error result_of(const Run& run) {
+  try {
+    run();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "flax_lstm: not enough memory for an LSTM layer's weights");
+  }
+  return ffi::Error::Success();
+}
+
 template <bool keeps>
 ffi::Error forward(ffi::ThreadPool pool, bool reverse, int64_t threads,
                    ffi::RemainingArgs arguments, ffi::RemainingRets results) {
@@ -77,8 +90,7 @@ ffi::Error forward(ffi::ThreadPool pool, bool reverse, int64_t threads,
   if constexpr (keeps) next.write(loop.kept);
   loop.reverse = reverse;
   loop.share_out(threads);
-  loop.run<keeps>(pool);
-  return ffi::Error::Success();
+  return result_of([&] { loop.run<keeps>(pool); });
 }
 
 ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t threads,
@@ -109,8 +121,7 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
     return ffi::Error::InvalidArgument("the scratch array is too small");
   }
   loop.scratch = scratch.typed_data<float>();
-  loop.run(pool);
-  return ffi::Error::Success();
+  return result_of([&] { loop.run(pool); });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -17,11 +18,15 @@ namespace flax_lstm {
 // microseconds, unless its thread had to make room for another.
 inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
   constexpr int kPatience = 10000;
-  for (int tries = 0; ended.load(std::memory_order_acquire) < count; ++tries) {
+  for (int tries = 0; ended.load(std::memory_order_acquire) < count;) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (tries > kPatience) std::this_thread::yield();
+    if (tries < kPatience) {
+      ++tries;
+    } else {
+      std::this_thread::yield();
+    }
   }
 }
 
@@ -30,12 +35,15 @@ inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
 //
 // A thread takes the next item when it is free. So nobody waits for a thread that has
 // not begun: where all others are busy, the caller does the whole work itself.
+//
+// Throws std::bad_alloc, when all threads have ended, if a call of work did.
 template <typename Work>
 void in_phases(xla::ffi::ThreadPool& pool, int64_t threads, int64_t phases,
                int64_t items, const Work& work) {
   struct Progress {
     std::atomic<int64_t> taken{0};
     std::atomic<int64_t> ended{0};
+    std::atomic<bool> lacks_memory{false};
   };
   const int64_t total = phases * items;
   // A thread that comes late finds nothing left, but looks: this outlives the call.
@@ -45,17 +53,26 @@ void in_phases(xla::ffi::ThreadPool& pool, int64_t threads, int64_t phases,
     while ((item = progress->taken.fetch_add(1)) < total) {
       const int64_t phase = item / items;
       wait_for(progress->ended, phase * items);
-      work(phase, item % items);
+      try {
+        work(phase, item % items);
+      } catch (const std::bad_alloc&) {
+        progress->lacks_memory = true;
+      }
       progress->ended.fetch_add(1, std::memory_order_release);
     }
   };
   const int64_t others = std::min(threads, items) - 1;
   for (int64_t other = 0; other < others; ++other) {
     auto copy = take_all;
-    pool.Schedule(std::move(copy));
+    try {
+      pool.Schedule(std::move(copy));
+    } catch (const std::bad_alloc&) {
+      break;  // With fewer threads: those that have begun need what is here.
+    }
   }
   take_all();
   wait_for(progress->ended, total);
+  if (progress->lacks_memory) throw std::bad_alloc();
 }
 
 // The part of `count` that belongs to share `item` of `items`: [begin, end).

@@ -10,7 +10,8 @@
 namespace flax_lstm {
 
 // kRows rows by four vectors are summed in registers, beside four of weights and one
-// of inputs: 29 of AVX-512's 32 registers, 13 of AVX's 16, 29 of NEON's 32.
+// of inputs: 29 of AVX-512's 32 registers, 13 of AVX's 16, 29 of NEON's 32. SSE has 16,
+// and keeps some of them in memory.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kRows = 6;
@@ -73,7 +74,8 @@ FLAX_LSTM_INLINE Vector tanh(Vector x) {
 FLAX_LSTM_INLINE Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
 
 // sums[r][n] += Σ_k rows[r][k] · panel[k][n], where a panel holds N vectors a k. The
-// order of a sum does not depend on R: whichever tile a row is in, it gets the same bits.
+// order of a sum does not depend on R, and every product is added by the same kind of
+// instruction: whichever tile a row is in, it gets the same bits.
 template <int R, int N>
 FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
                                    const float* const (&rows)[R],
