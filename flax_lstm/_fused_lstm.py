@@ -101,7 +101,7 @@ def fuse_over_time(
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell)
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
-    return _lstm(reverse, weights, inputs, valid, carry)
+    return lstm(reverse, weights, inputs, valid, carry)
 
 
 def weights_of(cell: Any) -> Weights:
@@ -118,7 +118,7 @@ def weights_of(cell: Any) -> Weights:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _lstm(
+def lstm(
     reverse: bool,
     weights: Weights,
     x: jax.Array,
@@ -130,7 +130,7 @@ def _lstm(
     return carry, y
 
 
-@functools.partial(_lstm.defjvp, symbolic_zeros=True)
+@functools.partial(lstm.defjvp, symbolic_zeros=True)
 def _lstm_jvp(reverse, primals, tangents):
     weights, x, valid, carry = primals
     d_weights, d_x, _, d_carry = tangents
@@ -292,8 +292,11 @@ def product_over_steps(x, d_kernel):
     """x (T, B, K) · d_kernel (K, N), as a product of two matrices.
 
     Its transpose, the kernel's gradient, then is one, too. Of a product with two
-    axes of rows XLA:CPU would first copy both factors, transposed.
+    axes of rows XLA:CPU would first copy both factors, transposed. A batch that an
+    explicit mesh shards has to stay an axis.
     """
+    if any(jax.typeof(x).sharding.spec):
+        return x @ d_kernel
     steps, batch, features = x.shape
     product = x.reshape(steps * batch, features) @ d_kernel
     return product.reshape(steps, batch, d_kernel.shape[-1])

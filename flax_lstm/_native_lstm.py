@@ -51,7 +51,7 @@ _KNOWN = 1 + 2 * len(_GATES) + 2 + _KEPT
 _LINEAR = 3 * len(_GATES) + 2
 # Those that `_backward` is linear in: the gradients of y, h_n and c_n.
 _GRADIENTS = 3
-# Of native/backward.h, whose kRows is this at most.
+# Of native/backward.h, with native/vectors.h's kRows, which is this at most.
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
 
@@ -127,9 +127,7 @@ def _forward_keeping(x, *others, reverse):
 
 def _forward(x, *others, reverse):
     weights, (h_0, c_0, *valid) = _weights(others, biased=True)
-    (c_n, h_n), y, _ = fused.forward(
-        reverse, weights, x, _given(valid), (c_0, h_0), keep=False
-    )
+    (c_n, h_n), y = fused.lstm(reverse, weights, x, _given(valid), (c_0, h_0))
     return y, h_n, c_n
 
 

@@ -38,7 +38,8 @@ DEFAULT = ("scan", "fused", "fused_large", "native")
 
 
 def pytest_configure(config):
-    if not hasattr(config, "workerinput"):  # xdist's, which share the result.
+    # A worker of xdist's has the result of the process that started it.
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
         compiled_loops.compile_for_all()
 
 

@@ -5,6 +5,7 @@ That they compute the same is shown where all implementations are tested too.
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -36,7 +37,8 @@ def setting(steps, batch, inputs, units, *, lengths=False, **options):
 
     def loss(stack):
         def of(variables, x, hx):
-            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=counts)
+            of_rows = None if counts is None else counts[: x.shape[1]]
+            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=of_rows)
             return (jnp.sin(y).sum() + (h * c).sum()), (y, h, c)
 
         return of
@@ -69,6 +71,8 @@ SIZES = {
     "beyond_a_depth": (2, 5, 9, 150),
     "shared_units": (3, 9, 70, 192),
     "shared_units_of_one_row": (4, 1, 8, 200),
+    "large_weights_in_place": (3, 5, 70, 190),
+    "more_steps_than_are_multiplied_ahead": (40, 9, 70, 192),
 }
 
 
@@ -129,6 +133,25 @@ def test_numbers_that_are_not_finite_or_huge_pass_as_in_xla(special, native):
     assert np.isfinite(got[0][:, 1:]).all()
 
 
+@pytest.mark.parametrize("name", ["value", "gradient"])
+def test_an_open_gate_loses_nothing(name, native):
+    """Saturated gates are exactly 0 and 1, or a thousand steps would add up."""
+    steps, units = 1000, 3
+    by_loops = StackedLSTM(1, units, implementation="native")
+    x = jnp.zeros((steps, 1, 1))
+    variables = jax.tree.map(jnp.zeros_like, by_loops.init(jax.random.key(0), x))
+    for gate, bias in {"hi": -40.0, "hf": 40.0, "ho": 40.0}.items():
+        variables["params"]["layer_0"][gate]["bias"] = jnp.full(units, bias)
+
+    def kept(c_0):
+        _, (_, c_n) = by_loops.apply(variables, x, (jnp.zeros_like(c_0), c_0))
+        return c_n.sum()
+
+    c_0 = jnp.ones((1, 1, units))
+    got = kept(c_0) / units if name == "value" else jax.grad(kept)(c_0)
+    np.testing.assert_array_equal(got, jnp.ones_like(got))
+
+
 def derivatives(loss, variables, x, hx):
     """By every way that JAX has to them."""
 
@@ -155,16 +178,43 @@ def derivatives(loss, variables, x, hx):
             variables
         ),
         "of_every_row": jax.vmap(of_row, in_axes=(1, 1, 1))(x, *hx),
+        "of_an_ensemble": jax.grad(lambda v: jax.vmap(of)(v).sum())(
+            jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), variables)
+        ),
+        "of_a_gradient_by_its_cotangent": jax.grad(
+            lambda scale: sum(
+                map(jnp.sum, jax.tree.leaves(jax.vjp(of, variables)[1](scale)))
+            )
+        )(1.0),
         "checkpointed": jax.grad(jax.checkpoint(of))(variables),
     }
 
 
-def test_every_kind_of_derivative_works(native):
-    loops, fused, arguments = setting(3, 4, 2, 5, num_layers=2)
+@pytest.mark.parametrize("lengths", [False, True])
+def test_every_kind_of_derivative_works(lengths, native):
+    loops, fused, arguments = setting(3, 4, 2, 5, num_layers=2, lengths=lengths)
     got = jax.jit(lambda *a: derivatives(loops, *a))(*arguments)
     expected = jax.jit(lambda *a: derivatives(fused, *a))(*arguments)
     assert set(got) == set(expected)
     assert_close(got, expected)
+
+
+def test_an_ensembles_gradient_is_that_of_the_fused_loops(native):
+    """Not what JAX would make of a plain scan: as many loops and as many products."""
+
+    def program(loss, arguments):
+        variables, x, hx = arguments
+
+        def of(variables):
+            return jax.vmap(lambda v: loss(v, x, hx)[0])(variables).sum()
+
+        members = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), variables)
+        return jax.jit(jax.grad(of)).lower(members).as_text()
+
+    loops, fused, arguments = setting(3, 4, 2, 5)
+    got, expected = (program(loss, arguments) for loss in (loops, fused))
+    for operation in ("stablehlo.while", "stablehlo.dot_general"):
+        assert got.count(operation) == expected.count(operation) > 0, operation
 
 
 CALLED = ("flax_lstm_forward_keeping", "flax_lstm_backward")
@@ -336,6 +386,30 @@ def test_loops_that_are_not_compiled_are_asked_for(tmp_path):
     assert "python -m flax_lstm.native" in done.stdout
 
 
+USE_AUTO = USE.replace('implementation="native"', 'implementation="auto"')
+SPOILT = {
+    "damaged": lambda file: file.write_bytes(file.read_bytes()[:2000]),
+    "other users can write": lambda file: file.chmod(0o777),
+    "others' directory": lambda file: file.parent.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_loops_that_cannot_be_trusted_are_refused(spoil, native, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(compiled_loops.directory(), cache)
+    (compiled,) = cache.iterdir()
+    spoil(compiled)
+    done = run("-c", USE, cache=cache)
+    assert done.stdout.startswith("implementation: expected 'native' to find"), done
+    assert done.stdout.count("\n") == 1
+    # 'auto' works without them, and says so.
+    done = run("-c", USE_AUTO, cache=cache)
+    assert done.stdout == "done\n"
+    assert "UserWarning: implementation: expected 'native' to find" in done.stderr
+    assert "until then 'auto' is 'fused'" in done.stderr
+
+
 @pytest.mark.slow
 def test_compiling_using_and_removing(native, tmp_path):
     cache = tmp_path / "not" / "there yet"
@@ -345,16 +419,11 @@ def test_compiling_using_and_removing(native, tmp_path):
     assert str(compiled) in done.stdout
     assert run("-c", USE, cache=cache).stdout == "done\n"
 
-    compiled.write_bytes(compiled.read_bytes()[:2000])
-    done = run("-c", USE, cache=cache)
-    assert done.stdout.startswith("implementation: expected 'native' to find"), done
-    assert done.stdout.count("\n") == 1
-
     done = run("-m", "flax_lstm.native", "--remove", cache=cache)
     assert (done.returncode, done.stdout) == (0, f"removed {compiled}\n")
     assert not list(cache.iterdir())
     done = run("-m", "flax_lstm.native", "--remove", cache=cache)
-    assert (done.returncode, done.stdout) == (0, f"no {compiled}\n")
+    assert (done.returncode, done.stdout) == (0, "there are none to remove\n")
 
 
 @pytest.mark.parametrize(
@@ -362,6 +431,8 @@ def test_compiling_using_and_removing(native, tmp_path):
     [
         ("no-such-compiler", "CXX: expected a C++ compiler, got 'no-such-compiler'"),
         ("false", "CXX: expected a compiler for C++20, got status 1 of `false "),
+        ("true", "CXX: expected a C++ compiler, got 'true', which wrote no file"),
+        ("c++ 'x", "CXX: expected a compiler's command line, got"),
     ],
 )
 def test_without_a_compiler_there_is_one_error_and_no_file(compiler, message, tmp_path):

@@ -205,6 +205,24 @@ def test_a_mesh_with_explicit_sharding_equals_one_device(
     assert_same(jax.tree.map(np.asarray, (output, state)), expected)
 
 
+def test_gradients_on_a_mesh_with_explicit_sharding_equal_one_devices(variant):
+    stack = variant.build(I, H, 2, bidirectional=True)
+    x, _, variables = draw(stack)
+
+    @jax.jit
+    @jax.grad
+    def gradient(variables, x):
+        return jnp.sin(stack.apply(variables, x)[0]).sum()
+
+    expected = gradient(variables, x)
+    mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, Spec(None, "data")))
+        replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
+        got = gradient(replicated, sharded)
+    assert_same(jax.tree.map(np.asarray, got), expected)
+
+
 def test_nnx_bridge_gives_the_linen_output(variant):
     stack = variant.build(I, H, 2, bidirectional=True)
     x, hx, variables = draw(stack)

@@ -32,7 +32,7 @@ def run(quick: bool, scales: bool, output: str) -> None:
     # Else what one contender leaves behind in the allocator is another's gain.
     keep_freed_memory()
     start = time.perf_counter()
-    report = Report(_environment())
+    report = Report(environment())
     print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)
 
     def show(comparisons):
@@ -75,7 +75,8 @@ def _make_folder(output: str) -> None:
         ) from error
 
 
-def _environment() -> dict[str, object]:
+def environment() -> dict[str, object]:
+    """What a run's figures depend on: machine, versions, and how it was called."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -88,7 +89,7 @@ def _environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "implementation": "native" if library.is_built() else "fused",
+        "implementation": "native" if library.is_usable() else "fused",
         "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,

@@ -35,7 +35,8 @@ struct Backward : Layer {
     const int64_t of_h = divided_up(units, kPanel);
     const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = of_h + of_x;
-    const Scratch weights(panels * panel_size());
+    in_place_ = batch <= kFewRows && has_large_weights();
+    const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
     d_z_ = scratch;
@@ -43,20 +44,21 @@ struct Backward : Layer {
     std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
     std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
 
-    in_phases(pool, threads, 1, panels, [&](int64_t, int64_t panel) {
+    in_phases(pool, threads, 1, in_place_ ? 0 : panels, [&](int64_t, int64_t panel) {
       if (panel < of_h) {
         pack(w_h, units, packed_h_, panel);
       } else {
         pack(w_x, inputs, packed_x_, panel - of_h);
       }
     });
-    const auto product = [&](int64_t s, int64_t panel, Share rows) {
-      if (panel < of_h) {
-        multiply(s, packed_h_, panel, rows, d_h_0, units, /*passes=*/true);
-      } else {
-        float* to = d_x + time(s) * batch * inputs;
-        multiply(s, packed_x_, panel - of_h, rows, to, inputs, /*passes=*/false);
-      }
+    const auto give_h = [&](int64_t s, int64_t panel, Share rows) {
+      const int64_t t = time(s);
+      multiply({d_z_ + t * batch * width(), w_h, packed_h_, d_h_0, units, t}, panel,
+               rows);
+    };
+    const auto give_x = [&](int64_t t, int64_t panel, Share rows) {
+      float* to = d_x + t * batch * inputs;
+      multiply({d_z_ + t * batch * width(), w_x, packed_x_, to, inputs}, panel, rows);
     };
     if (by_units) {
       // A step is two phases: all gates' gradients first, then what they give.
@@ -66,19 +68,20 @@ struct Backward : Layer {
         if (phase % 2 == 0) {
           if (item < threads) gates_of(s, share_of(batch, item, threads));
         } else if (item < of_h) {
-          product(s, item, {0, batch});
+          give_h(s, item, {0, batch});
         }
       });
       // Outside the loop: so W_x is read once.
       in_phases(pool, threads, 1, of_x, [&](int64_t, int64_t panel) {
-        for (int64_t s = 0; s < steps; ++s) product(s, of_h + panel, {0, batch});
+        give_x(0, panel, {0, steps * batch});
       });
     } else {
       in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
         const Share rows = share_of(batch, item, threads);
         for (int64_t s = steps - 1; s >= 0; --s) {
           gates_of(s, rows);
-          for (int64_t panel = 0; panel < panels; ++panel) product(s, panel, rows);
+          for (int64_t panel = 0; panel < of_h; ++panel) give_h(s, panel, rows);
+          for (int64_t panel = 0; panel < of_x; ++panel) give_x(time(s), panel, rows);
         }
       });
     }
@@ -97,15 +100,19 @@ struct Backward : Layer {
   static constexpr int64_t kDepth = 512;
   static constexpr int64_t kRowsAtOnce = 128;
 
-  float *packed_h_, *packed_x_;  // Panels of transposed weights.
+  // With up to so many, laying out large weights costs more than it gains.
+  static constexpr int64_t kFewRows = 6;
+
+  bool in_place_;                // Weights are read as they are.
+  float *packed_h_, *packed_x_;  // Else panels of transposed weights.
   float* d_z_;                   // (T, B, 4·H)
   float* packed_ins_;            // [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t width() const { return kGates * units; }
   int64_t panel_size() const { return width() * kPanel; }
 
-  // kPanel (the last may have less) of the rows of [w_i, w_f, w_g, w_o] (outs, 4·H), as
-  // columns.
+  // kPanel of the rows of [w_i, w_f, w_g, w_o] (outs, 4·H), as columns; the last panel
+  // may have fewer.
   void pack(const Gates& w, int64_t outs, float* packed, int64_t panel) const {
     constexpr int64_t kAtOnce = 16;  // Then the lines written to stay in the cache.
     const int64_t first = panel * kPanel, count = std::min(kPanel, outs - first);
@@ -152,25 +159,38 @@ struct Backward : Layer {
     }
   }
 
-  // A panel's columns of to (B, outs) = dz (B, 4·H)·Wᵀ. If `passes`, rows that don't
-  // count keep what they hold.
-  void multiply(int64_t s, const float* packed, int64_t panel, Share rows, float* to,
-                int64_t outs, bool passes) const {
-    const int64_t count = std::min(kPanel, outs - panel * kPanel);
-    const float* weights = packed + panel * panel_size();
-    to += panel * kPanel;
+  // to (rows, outs) = dz (rows, 4·H)·Wᵀ, of which a call gives a panel's columns. Rows
+  // that don't count at time t keep what they hold.
+  struct Product {
+    static constexpr int64_t kNoTime = -1;
+
+    const float* d_z;
+    const Gates& w;
+    const float* packed;
+    float* to;
+    int64_t outs, t = kNoTime;
+  };
+
+  void multiply(const Product& product, int64_t panel, Share rows) const {
+    if (in_place_) return multiply_in_place(product, panel, rows);
+    const int64_t count = std::min(kPanel, product.outs - panel * kPanel);
     switch (divided_up(count, kLanes)) {
-      case 1: return multiply_by<1>(s, weights, count, rows, to, outs, passes);
-      case 2: return multiply_by<2>(s, weights, count, rows, to, outs, passes);
-      case 3: return multiply_by<3>(s, weights, count, rows, to, outs, passes);
-      default: return multiply_by<4>(s, weights, count, rows, to, outs, passes);
+      case 1: return multiply_packed<1>(product, panel, count, rows);
+      case 2: return multiply_packed<2>(product, panel, count, rows);
+      case 3: return multiply_packed<3>(product, panel, count, rows);
+      default: return multiply_packed<4>(product, panel, count, rows);
     }
   }
 
+  bool keeps(const Product& product, int64_t row) const {
+    return product.t != Product::kNoTime && !counts(product.t, row);
+  }
+
   template <int N>
-  void multiply_by(int64_t s, const float* weights, int64_t count, Share rows, float* to,
-                   int64_t outs, bool passes) const {
-    const int64_t t = time(s);
+  void multiply_packed(const Product& product, int64_t panel, int64_t count,
+                       Share rows) const {
+    const float* weights = product.packed + panel * panel_size();
+    float* to = product.to + panel * kPanel;
     for (int64_t start = 0; start < width(); start += kDepth) {
       const int64_t depth = std::min(kDepth, width() - start);
       in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
@@ -178,23 +198,55 @@ struct Backward : Layer {
         Vector sums[R][N];
         for (int r = 0; r < R; ++r) {
           const int64_t row = first + r;
-          d_z_rows[r] = d_z_ + (t * batch + row) * width() + start;
-          const bool adds = start > 0 || (passes && !counts(t, row));
+          d_z_rows[r] = product.d_z + row * width() + start;
+          const bool adds = start > 0 || keeps(product, row);
           for (int n = 0; n < N; ++n) {
             const int64_t column = n * kLanes;
-            sums[r][n] =
-                adds ? load(to + row * outs + column, count - column) : Vector{};
+            sums[r][n] = adds ? load(to + row * product.outs + column, count - column)
+                              : Vector{};
           }
         }
         add_products<R, N>(sums, d_z_rows, weights + start * N * kLanes, depth);
         for (int r = 0; r < R; ++r) {
           for (int n = 0; n < N; ++n) {
             const int64_t column = n * kLanes;
-            store(to + (first + r) * outs + column, sums[r][n], count - column);
+            store(to + (first + r) * product.outs + column, sums[r][n], count - column);
           }
         }
       });
     }
+  }
+
+  // A row of W and one of dz lie along their sum.
+  void multiply_in_place(const Product& product, int64_t panel, Share rows) const {
+    constexpr int kColumns = 4;
+    const int64_t end = std::min((panel + 1) * kPanel, product.outs);
+    in_tiles<kColumns>(panel * kPanel, end, [&]<int C>(int64_t column) {
+      in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
+        Vector sums[R][C] = {};
+        for (int gate = 0; gate < kGates; ++gate) {
+          const float* d_z = product.d_z + first * width() + gate * units;
+          const float* w = product.w[gate] + column * units;
+          const auto add = [&](int64_t unit, int64_t count)
+                               __attribute__((always_inline)) {
+            Vector d_z_of[R];
+            for (int r = 0; r < R; ++r) d_z_of[r] = load(d_z + r * width() + unit, count);
+            for (int c = 0; c < C; ++c) {
+              const Vector weights = load(w + c * units + unit, count);
+              for (int r = 0; r < R; ++r) sums[r][c] += d_z_of[r] * weights;
+            }
+          };
+          int64_t unit = 0;
+          for (; unit + kLanes <= units; unit += kLanes) add(unit, kLanes);
+          if (unit < units) add(unit, units - unit);
+        }
+        for (int r = 0; r < R; ++r) {
+          float* to = product.to + (first + r) * product.outs + column;
+          const bool adds = keeps(product, first + r);
+          for (int c = 0; c < C; ++c) to[c] = sum(sums[r][c]) + (adds ? to[c] : 0.0f);
+        }
+      });
+    });
   }
 
   // h that the s-th step of a row started from. A row read from its end starts behind

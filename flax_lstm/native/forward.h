@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "layer.h"
@@ -31,21 +32,25 @@ struct Forward : Layer {
     h_[0] = states.get();
     h_[1] = h_[0] + state_size;
 
-    const Scratch products(by_units ? blocks * steps * batch * kPanel : 0);
-    z_x_ = by_units ? products.get() : nullptr;
-
-    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) {
-      pack(block);
-      if (by_units) multiply_inputs(block);
-    });
+    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) { pack(block); });
     if (by_units) {
-      in_phases(pool, threads, steps, threads, [&](int64_t s, int64_t item) {
-        const Share share = share_of(blocks, item, threads);
-        for (int64_t block = share.begin; block < share.end; ++block) {
-          step<keeps>(s, block, {0, batch});
-        }
-      });
+      const int64_t at_once = std::clamp<int64_t>(kRowsAhead / batch, 1, steps);
+      const Scratch products(blocks * at_once * batch * kPanel);
+      z_x_ = products.get();
+      for (int64_t start = 0; start < steps; start += at_once) {
+        ahead_ = {start, std::min(start + at_once, steps)};
+        in_phases(pool, threads, 1, blocks,
+                  [&](int64_t, int64_t block) { multiply_inputs(block); });
+        const int64_t count = ahead_.end - ahead_.begin;
+        in_phases(pool, threads, count, threads, [&](int64_t phase, int64_t item) {
+          const Share share = share_of(blocks, item, threads);
+          for (int64_t block = share.begin; block < share.end; ++block) {
+            step<keeps>(start + phase, block, {0, batch});
+          }
+        });
+      }
     } else {
+      z_x_ = nullptr;
       in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
         const Share rows = share_of(batch, item, threads);
         for (int64_t s = 0; s < steps; ++s) {
@@ -56,10 +61,14 @@ struct Forward : Layer {
   }
 
  private:
+  static constexpr int64_t kRowsAhead = 256;
+
   float* packed_;
-  // If units are shared out: x·W_x + b of all steps, (blocks, T, B, kPanel), for which
-  // W_x is read once. Else it is cheaper to multiply anew than to write it down.
+  // If units are shared out: x·W_x + b of the steps `ahead_`, as they follow in time,
+  // (blocks, steps, B, kPanel), for which W_x is read once. Else it is cheaper to
+  // multiply anew than to write it down.
   float* z_x_;
+  Share ahead_;
   // With lengths: h before and after a step, which outputs of zero don't tell.
   float* h_[2];
 
@@ -81,14 +90,22 @@ struct Forward : Layer {
     append(w_h, units);
   }
 
+  int64_t rows_ahead() const { return (ahead_.end - ahead_.begin) * batch; }
+
+  // The first row of (T·B, ·) that belongs to the steps ahead.
+  int64_t first_row_ahead() const {
+    return (reverse ? steps - ahead_.end : ahead_.begin) * batch;
+  }
+
   void multiply_inputs(int64_t block) const {
     const float* panel = packed_ + block * block_size();
-    float* to = z_x_ + block * steps * batch * kPanel;
-    in_tiles(0, steps * batch, [&]<int R>(int64_t first) {
+    const float* from = x + first_row_ahead() * inputs;
+    float* to = z_x_ + block * rows_ahead() * kPanel;
+    in_tiles(0, rows_ahead(), [&]<int R>(int64_t first) {
       const float* x_rows[R];
       Vector z[R][kGates];
       for (int r = 0; r < R; ++r) {
-        x_rows[r] = x + (first + r) * inputs;
+        x_rows[r] = from + (first + r) * inputs;
         load_gates(z[r], panel);
       }
       add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
@@ -125,7 +142,8 @@ struct Forward : Layer {
       h_rows[r] = h + (first + r) * units;
     }
     if (z_x_ != nullptr) {
-      const float* from = z_x_ + (block * steps * batch + step_row) * kPanel;
+      const int64_t row = block * rows_ahead() + step_row - first_row_ahead();
+      const float* from = z_x_ + row * kPanel;
       for (int r = 0; r < R; ++r) load_gates(z[r], from + r * kPanel);
     } else {
       for (int r = 0; r < R; ++r) load_gates(z[r], panel);

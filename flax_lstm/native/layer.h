@@ -39,14 +39,18 @@ struct Layer {
     return valid == nullptr || valid[t * batch + row];
   }
 
+  bool has_large_weights() const {
+    constexpr int64_t kLargeBytes = 1 << 19;
+    const int64_t bytes = sizeof(float) * kGates * units * (inputs + units);
+    return bytes > kLargeBytes;
+  }
+
   // With few rows a thread and more weights than its own cache holds, reading them is
   // what costs: then each thread reads its units' weights only.
   void share_out(int64_t available) {
     constexpr int64_t kFewRows = 24;
-    constexpr int64_t kLargeBytes = 1 << 19;
     constexpr int64_t kLeastRows = 8;
-    const int64_t bytes = sizeof(float) * kGates * units * (inputs + units);
-    by_units = available > 1 && batch < kFewRows * available && bytes > kLargeBytes;
+    by_units = available > 1 && batch < kFewRows * available && has_large_weights();
     const int64_t most = by_units ? available : batch / kLeastRows;
     threads = most < available ? most : available;
     if (threads < 1) threads = 1;

@@ -89,14 +89,14 @@ def build() -> pathlib.Path:
     """
     try:
         target = path()
-        # Whoever can write here can have this user run what he likes.
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_that_only_its_owner_writes(target.parent)
         with tempfile.TemporaryDirectory(dir=target.parent) as directory:
             made = pathlib.Path(directory) / target.name
             _compile(made)
             content = made.read_bytes()
             made.write_bytes(content + _digest(content))
-            made.chmod(0o700)
+            made.chmod(0o755)  # An administrator may have built it for all users.
             _try_to_load(made)
             os.replace(made, target)
     except OSError as error:
@@ -120,7 +120,7 @@ def remove() -> pathlib.Path | None:
         target = path()
         if not target.exists():
             return None
-        target.unlink()
+        target.unlink(missing_ok=True)
     except OSError as error:
         raise BuildError(
             f"FLAX_LSTM_CACHE_DIR: expected a directory that can be written, got "
@@ -155,13 +155,9 @@ def register() -> None:
 
 def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
     """Raises an OSError if the file is not as it was written, or not this user's."""
-    with compiled.open("rb") as file:
-        status = os.fstat(file.fileno())
-        content = file.read()
-    if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
-        raise OSError(f"{compiled}, which belongs to another user")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{compiled}, which other users can write")
+    content = compiled.read_bytes()
+    for place in (compiled.parent, compiled):
+        _check_that_only_its_owner_writes(place)
     # Before it is loaded, which a file cut short would end the process by.
     if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
         raise OSError(f"a damaged file, {compiled}")
@@ -173,6 +169,15 @@ def _targets_of(compiled: pathlib.Path) -> dict[str, object]:
         }
     except AttributeError as error:  # A symbol that is not there.
         raise OSError(str(error)) from error
+
+
+def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
+    """And that this is the user or root: he can have this process run what he likes."""
+    status = place.stat()
+    if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
+        raise OSError(f"{place}, which belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{place}, which other users can write")
 
 
 def _try_to_load(made: pathlib.Path) -> None:
@@ -188,7 +193,12 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """The command line that compiles, as `CXX` gives it.
+
+    Raises:
+        BuildError: it can't be parsed.
+    """
     given = os.environ.get("CXX", "").strip() or "c++"
     try:
         return shlex.split(given)
@@ -199,24 +209,29 @@ def _compiler() -> list[str]:
 
 
 def _compile(to: pathlib.Path) -> None:
-    compiler = _compiler()
+    compiles = compiler()
     command = [
-        *(*compiler, *_OPTIONS),
+        *(*compiles, *_OPTIONS),
         *("-isystem", jax.ffi.include_dir()),
         str(_SOURCES / _MAIN_SOURCE),
         *("-o", str(to)),
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except OSError as error:
         raise BuildError(
-            f"CXX: expected a C++ compiler, got {compiler[0]!r} ({error.strerror}); "
+            f"CXX: expected a C++ compiler, got {compiles[0]!r} ({error.strerror}); "
             f"install one (g++ 10 or clang 13, or newer) or set CXX"
         ) from error
     if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
         raise BuildError(
             f"CXX: expected a compiler for C++20, got status {done.returncode} of "
-            f"`{shlex.join(command)}`:\n{done.stderr.strip()}"
+            f"`{shlex.join(command)}`:\n{said}"
+        )
+    if not to.is_file():
+        raise BuildError(
+            f"CXX: expected a C++ compiler, got {compiles[0]!r}, which wrote no file"
         )
 
 

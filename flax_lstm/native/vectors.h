@@ -49,11 +49,27 @@ FLAX_LSTM_INLINE void store(float* to, Vector vector, int64_t count = kLanes) {
   }
 }
 
+FLAX_LSTM_INLINE float sum(Vector vector) {
+  float lanes[kLanes];
+  store(lanes, vector);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+// From where on tanh is exactly 1, so that an open gate loses nothing, however many
+// steps: where a product and a sum are one instruction, the quotient gets there later.
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
+constexpr float kTanhIsOne = 7.99881172180175781f;
+#else
+constexpr float kTanhIsOne = 7.90531110763549805f;
+#endif
+
 // A quotient of polynomials, within a few units in the last place of the true value.
-// The coefficients are those of Eigen's and XLA's own float32 tanh; beyond the bound
-// it is 1 up to rounding.
+// The coefficients and bounds are those of Eigen's and XLA's own float32 tanh.
 FLAX_LSTM_INLINE Vector tanh(Vector x) {
-  const Vector bound = splat(7.90531110763549805f);
+  const Vector bound = splat(kTanhIsOne);
   x = x > bound ? bound : x;
   x = x < -bound ? -bound : x;
   const Vector s = x * x;

@@ -4,12 +4,14 @@ import json
 import os
 import time
 
+import compiled_loops
 import pytest
 
 from experiments.benchmark import child, contenders, figure, importing, memory
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
+from experiments.benchmark.run import environment
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Timing, calls_of, in_turn
 from experiments.devices import usable_cores
@@ -117,6 +119,12 @@ def test_one_core_is_all_that_the_other_process_has():
     with child.on_one_core():
         assert child.in_process(usable_cores) == 1
     assert usable_cores() == before
+
+
+def test_a_run_says_which_loops_it_had(native, monkeypatch):
+    assert environment()["implementation"] == "fused"
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+    assert environment()["implementation"] == "native"
 
 
 def dying_work():

@@ -31,6 +31,10 @@ def test_a_run_continues_bit_for_bit_and_predicts_without_the_loops(
     assert_same_run(parts, whole)
 
     run(os.environ, *training(fused, "--num_epochs=4", *flags))
+    # Another order of sums, which shows that the loops were there.
+    assert [row["train_loss"] for row in rows_of(whole)] != [
+        row["train_loss"] for row in rows_of(fused)
+    ]
     for by_loops, by_fused in zip(rows_of(whole), rows_of(fused), strict=True):
         np.testing.assert_allclose(
             by_loops["train_loss"], by_fused["train_loss"], rtol=1e-3
