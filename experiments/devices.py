@@ -1,8 +1,8 @@
 """Which devices a run is spread over: one per core, or the accelerators.
 
-One CPU device runs an LSTM's small products on little more than one core. One
-device per core, each with its share of a batch's rows, is the same program as
-several GPUs.
+By XLA one CPU device runs an LSTM's small products on little more than one core
+(the native loops use all). One device per core, each with its share of a batch's
+rows, is the same program as several GPUs.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import RunError
+from flax_lstm.native.cores import usable_cores
 
 ROWS = "rows"
 """Name of the mesh's only axis, over which the rows of a batch are spread."""
@@ -39,13 +40,6 @@ def claim_cores(num_devices: int | None = None) -> None:
         # JAX refuses (RuntimeError) once a backend runs, whose devices are kept.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices or usable_cores())
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:

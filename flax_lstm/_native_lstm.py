@@ -28,7 +28,6 @@ Source: https://docs.jax.dev/en/latest/ffi.html
 """
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +41,7 @@ from flax_lstm import _fused_lstm as fused
 from flax_lstm._fused_lstm import Carry, Kept, Weights
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 from flax_lstm.native import library
+from flax_lstm.native.cores import usable_cores
 
 _GATES = ("i", "f", "g", "o")
 _KEPT = 5
@@ -258,13 +258,6 @@ def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
     units = kernel.shape[-1]
     rows, most_inputs = steps * batch, inputs + units + _MOST_ROWS_A_TILE
     return rows * len(_GATES) * units + (rows + _ROWS_A_CHUNK) * most_inputs
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 forward_p = _primitive("flax_lstm_forward", _forward)

@@ -11,12 +11,13 @@ from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Work
-from experiments.devices import claim_cores, usable_cores
+from experiments.devices import claim_cores
+from flax_lstm.native.cores import usable_cores
 
 STEPS_A_CALL = 10
 
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
-FUSED = "ours, not compiled"
+FUSED = "ours, fused"
 CUDNN = "ours, cuDNN"
 CHUNK = f"ours, {STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"

@@ -12,9 +12,10 @@ import jax
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark import figure, scaling, sections
 from experiments.benchmark.report import Comparison, Report, table
-from experiments.devices import claim_cores, usable_cores
+from experiments.devices import claim_cores
 from experiments.errors import RunError
 from flax_lstm.native import library
+from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
@@ -48,11 +49,11 @@ def run(quick: bool, scales: bool, output: str) -> None:
     elif quick:
         show(sections.quickly(seconds=1))
     else:
-        show(sections.in_own_processes(seconds=10))
-        show(sections.training_and_inference(seconds=10))
+        show(sections.in_own_processes(seconds=6))
+        show(sections.training_and_inference(seconds=6))
         show(sections.costs(repeats=5))
         show(sections.whole_epoch(rounds=3))
-        show(sections.grid(seconds=2.5))
+        show(sections.grid(seconds=2))
         growth: dict[str, list[Comparison]] = {}
         for axis, comparison in sections.growth(seconds=2):
             growth.setdefault(axis, []).append(comparison)

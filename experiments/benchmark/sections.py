@@ -29,7 +29,8 @@ from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
 from experiments.benchmark.sizes import NOTES, Sizes
 from experiments.benchmark.timing import Calls, Work, calls_of, in_turn
-from experiments.devices import claim_cores, usable_cores
+from experiments.devices import claim_cores
+from flax_lstm.native.cores import usable_cores
 
 # On a GPU; who is not there has no ratio.
 _OF_CUDNN = ((CUDNN, TORCH), (ALL, CUDNN))
@@ -37,7 +38,7 @@ RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_OF_CUDNN)
 # As their users run them, and then on equal terms.
 RATIOS_ALONE = (
     *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT)),
-    (FUSED, TORCH),
+    *((FUSED, TORCH), (ALL, FUSED)),
     *_OF_CUDNN,
 )
 
@@ -89,8 +90,11 @@ def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Compar
 
 def grid(seconds: float) -> Iterator[Comparison]:
     """Training and inference over sizes from small to large and long."""
-    names = (ALL, ONE, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
-    for kind in ("training", "inference"):
+    others = (FUSED, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    for kind, names in (
+        ("training", (ALL, ONE, *others)),
+        ("inference", (ALL, *others)),
+    ):
         for sizes in GRID:
             yield _alone(f"grid, {kind}, a process each", names, kind, sizes, seconds)
 

@@ -51,13 +51,13 @@ def path() -> pathlib.Path:
     directory = os.environ.get("FLAX_LSTM_CACHE_DIR")
     if directory:
         return (pathlib.Path(directory) / _file_name()).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # Such a one counts as missing, says its standard.
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # Such a one counts as missing, says its standard.
         try:
             cache = pathlib.Path.home() / ".cache"
         except RuntimeError as error:
             raise OSError(str(error)) from error
-    return pathlib.Path(cache) / "flax_lstm" / _file_name()
+    return cache / "flax_lstm" / _file_name()
 
 
 def is_usable() -> bool:

@@ -14,7 +14,7 @@ from experiments.benchmark.report import Comparison, Report, table
 from experiments.benchmark.run import environment
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Timing, calls_of, in_turn
-from experiments.devices import usable_cores
+from flax_lstm.native.cores import usable_cores
 
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
 

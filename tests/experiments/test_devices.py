@@ -25,6 +25,7 @@ from experiments.model_input import ModelInput
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
 from flax_lstm import LSTMClassifier
+from flax_lstm.native.cores import usable_cores
 
 MODEL_INPUT = ModelInput(white=16)
 KEY = jax.random.key(0)
@@ -99,7 +100,7 @@ COUNT = "import jax; print(jax.device_count())"
 
 
 def test_each_core_becomes_a_device():
-    assert devices_in_a_process(CLAIM + COUNT) == devices.usable_cores()
+    assert devices_in_a_process(CLAIM + COUNT) == usable_cores()
 
 
 @pytest.mark.parametrize(
