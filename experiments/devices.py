@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import RunError
+from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
 ROWS = "rows"
@@ -40,6 +41,13 @@ def claim_cores(num_devices: int | None = None) -> None:
         # JAX refuses (RuntimeError) once a backend runs, whose devices are kept.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices or usable_cores())
+
+
+def loops_on_cpu() -> str:
+    """Which loops an LSTM of `implementation='auto'` has on a CPU, for a person."""
+    if library.is_usable():
+        return "native"
+    return "fused; `python -m flax_lstm.native` compiles faster ones, once a machine"
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:

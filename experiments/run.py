@@ -14,7 +14,13 @@ from experiments.allocator import keep_freed_memory
 from experiments.batches import DeviceSplit, num_batches
 from experiments.data import choose
 from experiments.data.dataset import Dataset, Share
-from experiments.devices import claim_cores, local_row_mesh, replicated, row_mesh
+from experiments.devices import (
+    claim_cores,
+    local_row_mesh,
+    loops_on_cpu,
+    replicated,
+    row_mesh,
+)
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
@@ -138,6 +144,8 @@ def _train(
         rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
         kind = mesh.devices.flat[0].device_kind
         say(f"Devices: {mesh.size} x {kind}")
+        if kind == "cpu" and parameters.cell == "lstm":
+            say(f"Loops: {loops_on_cpu()}")
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh),
             parameters.batch_size,
