@@ -1,8 +1,8 @@
 """Which devices a run is spread over: one per core, or the accelerators.
 
-By XLA one CPU device runs an LSTM's small products on little more than one core
-(the native loops use all). One device per core, each with its share of a batch's
-rows, is the same program as several GPUs.
+By XLA one CPU device runs an LSTM's small products on little more than one core.
+One device per core, each with its share of a batch's rows, is the same program as
+several GPUs.
 """
 
 import contextlib
@@ -26,8 +26,11 @@ LEAST_ROWS_A_DEVICE = 25
 _FORCED_DEVICES = "xla_force_host_platform_device_count"
 
 
-def claim_cores(num_devices: int | None = None) -> None:
+def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     """Makes one CPU device of every core that this process may use, or `num_devices`.
+
+    Where an LSTM's loops are native, which use all cores on one device, that is faster
+    than a device for each, and one device is what there is.
 
     To be called before the first array is made: the number of CPU devices can't
     change later. A number that was chosen outside (`XLA_FLAGS`,
@@ -39,13 +42,15 @@ def claim_cores(num_devices: int | None = None) -> None:
     )
     if not chosen:
         # JAX refuses (RuntimeError) once a backend runs, whose devices are kept.
+        one_is_enough = cell == "lstm" and library.CPU.is_usable()
+        count = num_devices or (1 if one_is_enough else usable_cores())
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", num_devices or usable_cores())
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def loops_on_cpu() -> str:
     """Which loops an LSTM of `implementation='auto'` has on a CPU, for a person."""
-    if library.is_usable():
+    if library.CPU.is_usable():
         return "native"
     return "fused; `python -m flax_lstm.native` compiles faster ones, once a machine"
 

@@ -60,7 +60,7 @@ def train_and_test(
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
     keep_freed_memory()
-    claim_cores(num_devices)
+    claim_cores(num_devices, parameters.cell)
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None
     known = recorded.dataset if recorded else None

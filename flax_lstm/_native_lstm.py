@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters.xla import apply_primitive
 
-from flax_lstm import _fused_lstm as fused
+from flax_lstm import _fused_lstm as fused, _persistent_lstm as persistent
 from flax_lstm._fused_lstm import Carry, Kept, Weights
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 from flax_lstm.native import library
@@ -77,7 +77,7 @@ def run_native_over_time(
             f"input: expected known sizes with implementation='native', got the "
             f"symbolic {inputs.shape}"
         )
-    library.register()
+    _require_loops()
     weights = fused.weights_of(cell)
     bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * len(_GATES)
     c_0, h_0 = carry
@@ -100,9 +100,15 @@ def run_native_or_fused_over_time(
         inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
     )
     run = fused.fuse_over_time
-    if serves and library.is_usable():
+    if serves and library.CPU.is_usable():
         run = run_native_over_time
     return run(cell, carry, inputs, valid=valid, reverse=reverse)
+
+
+def _require_loops() -> None:
+    """Raises a ValueError where no kind of device has loops."""
+    if not library.GPU.is_usable():
+        library.CPU.register()
 
 
 def _is_known(shape: tuple[Any, ...]) -> bool:
@@ -222,7 +228,7 @@ def _lower_to_loop(primitive, meaning, target: str, scratch_size=None) -> None:
         devices = _devices_with_loops(context.module_context)
         if devices is None:
             return meant(context, *arguments, **params)
-        library.register()
+        library.CPU.register()
         threads = max(1, usable_cores() // devices)
         if scratch_size is None:
             return called(context, *arguments, threads=threads, **params)
@@ -231,6 +237,18 @@ def _lower_to_loop(primitive, meaning, target: str, scratch_size=None) -> None:
         return called(context, *arguments, threads=threads, **params)[:-1]
 
     mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+def _lower_to_kernel(primitive, meaning, call, platform="cuda") -> None:
+    """Has `primitive` call a GPU's kernel where it can serve."""
+    meant = mlir.lower_fun(meaning, multiple_results=True)
+
+    def lower(context, *arguments, **params):
+        has_devices = _devices_with_loops(context.module_context) is not None
+        chosen = call if has_devices and persistent.can_serve(context) else meant
+        return chosen(context, *arguments, **params)
+
+    mlir.register_lowering(primitive, lower, platform=platform)
 
 
 def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
@@ -268,6 +286,17 @@ tangents_p = _primitive("flax_lstm_tangents", _tangents)
 _lower_to_loop(forward_p, _forward, "flax_lstm_forward")
 _lower_to_loop(forward_keeping_p, _forward_keeping, "flax_lstm_forward_keeping")
 _lower_to_loop(backward_p, _backward, "flax_lstm_backward", _scratch_size)
+_lower_to_kernel(
+    forward_p, _forward, persistent.forward_lowering("flax_lstm_persistent_forward")
+)
+_lower_to_kernel(
+    forward_keeping_p,
+    _forward_keeping,
+    persistent.forward_lowering("flax_lstm_persistent_forward_keeping"),
+)
+_lower_to_kernel(
+    backward_p, _backward, persistent.backward_lowering("flax_lstm_persistent_backward")
+)
 
 
 def _derivative_of_forward(primals, tangents, *, reverse):

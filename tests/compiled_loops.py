@@ -27,11 +27,13 @@ def compile_for_all():
     root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
     os.environ[_ROOT] = str(root)
     os.environ[_CACHE] = str(root / "compiled")
-    compiler, *_ = library.compiler()
+    compiler, *_ = library.CPU.compiler_command()
     if shutil.which(compiler):
-        library.build()
+        library.CPU.build()
     else:
         os.environ[_REFUSED] = f"native loops need a C++ compiler, {compiler}"
+    if library.GPU.made_for():  # A GPU, whose tests need its compiler.
+        library.GPU.build()
     os.environ[_CACHE] = str(root / "nothing")
 
 
@@ -51,6 +53,7 @@ def load():
     elsewhere = os.environ[_CACHE]
     os.environ[_CACHE] = directory()
     try:
-        library.register()
+        library.CPU.register()
+        library.GPU.is_usable()
     finally:
         os.environ[_CACHE] = elsewhere

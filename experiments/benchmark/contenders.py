@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -12,6 +13,7 @@ from experiments.benchmark.ours import Ours
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Work
 from experiments.devices import claim_cores
+from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
 STEPS_A_CALL = 10
@@ -19,6 +21,7 @@ STEPS_A_CALL = 10
 ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
 FUSED = "ours, fused"
 CUDNN = "ours, cuDNN"
+KERNEL = "ours, persistent kernel"
 CHUNK = f"ours, {STEPS_A_CALL} steps a call"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 FLAX_KEPT, TORCH_KEPT = "flax RNN, memory kept", "torch, memory kept"
@@ -41,19 +44,19 @@ class Alone:
     Attributes:
         contender: that makes the work.
         keeps_memory: as the experiment does, see `experiments/allocator.py`.
-        claims_cores: one CPU device per core, as the experiment does.
+        claim: makes the CPU devices, where JAX is not left to its own one.
     """
 
     contender: Contender
     keeps_memory: bool = False
-    claims_cores: bool = False
+    claim: Callable[[], None] | None = None
 
     def work(self, kind: str, sizes: Sizes) -> Work:
         """`training` or `inference`; to be called in that process, before JAX runs."""
         if self.keeps_memory:
             keep_freed_memory()
-        if self.claims_cores:
-            claim_cores()
+        if self.claim is not None:
+            self.claim()
         return getattr(self.contender, kind)(sizes)
 
 
@@ -65,12 +68,19 @@ def in_one_process() -> dict[str, Contender]:
     """All of them, where torch is installed; else ours and Flax's."""
     found: dict[str, Contender] = {
         ALL: Ours("auto", all_devices=True),
-        ONE: Ours("auto", all_devices=False),
+        **_one_device(),
         FLAX: FlaxRNN(),
     }
     if has_torch():
         found[TORCH] = _torch()
-    return found | _by_cudnn()
+    return found | _on_gpu()
+
+
+def _one_device() -> dict[str, Contender]:
+    """Ours on one device, where that is not what ours is anyhow."""
+    if library.CPU.is_usable():
+        return {}
+    return {ONE: Ours("auto", all_devices=False)}
 
 
 def in_chunks() -> Contender:
@@ -78,7 +88,7 @@ def in_chunks() -> Contender:
     return Ours("auto", all_devices=True, steps_a_call=STEPS_A_CALL)
 
 
-def fused() -> Contender:
+def fused() -> Ours:
     """Ours as it is where nobody has compiled the native loops."""
     return Ours("fused", all_devices=True)
 
@@ -91,6 +101,10 @@ def torch_compiled() -> Contender:
     return _torch(compiled=True)
 
 
+def a_device_for_each_core() -> None:
+    claim_cores(usable_cores())
+
+
 def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
@@ -98,14 +112,14 @@ def alone() -> dict[str, Alone]:
     users run them, and with their memory kept as ours keeps it.
     """
     found = {
-        CHUNK: Alone(in_chunks(), keeps_memory=True, claims_cores=True),
-        ALL: Alone(Ours("auto", True), keeps_memory=True, claims_cores=True),
-        ONE: Alone(Ours("auto", False), keeps_memory=True),
-        FUSED: Alone(fused(), keeps_memory=True, claims_cores=True),
+        CHUNK: Alone(in_chunks(), keeps_memory=True, claim=claim_cores),
+        ALL: Alone(Ours("auto", True), keeps_memory=True, claim=claim_cores),
+        **{name: Alone(c, keeps_memory=True) for name, c in _one_device().items()},
+        FUSED: Alone(fused(), keeps_memory=True, claim=a_device_for_each_core),
         FLAX: Alone(FlaxRNN()),
         FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
     }
-    for name, contender in _by_cudnn().items():
+    for name, contender in _on_gpu().items():
         found[name] = Alone(contender, keeps_memory=True)
     if has_torch():
         found[TORCH] = Alone(_torch())
@@ -113,11 +127,14 @@ def alone() -> dict[str, Alone]:
     return found
 
 
-def _by_cudnn() -> dict[str, Contender]:
-    """On a GPU only; elsewhere there is none."""
+def _on_gpu() -> dict[str, Contender]:
+    """What there is on a GPU only, and of it what is compiled."""
     if jax.default_backend() != "gpu":
         return {}
-    return {CUDNN: Ours("cudnn", all_devices=False)}
+    found: dict[str, Contender] = {CUDNN: Ours("cudnn", all_devices=False)}
+    if library.GPU.is_usable():
+        found[KERNEL] = Ours("native", all_devices=False)
+    return found
 
 
 def _torch(compiled: bool = False) -> Contender:

@@ -13,6 +13,7 @@ from experiments.devices import LEAST_ROWS_A_DEVICE, ROWS, replicated
 from experiments.train_state import create_state, optimizer
 from experiments.training import train_step
 from flax_lstm import LSTMClassifier
+from flax_lstm.native import library
 
 _LEARNING_RATE = 1e-3
 # Every device reads all weights at every step, which few rows don't pay for once they
@@ -23,7 +24,10 @@ _LARGE_BYTES = 2**20
 
 
 class Ours:
-    """`LSTMClassifier` on one device, or with the rows spread over all of them."""
+    """`LSTMClassifier` on one device, or with the rows spread over all of them.
+
+    Of the native loops, which use all cores by themselves, one device is all.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,10 @@ class Ours:
         steps_a_call: int = 1,
         num_devices: int | None = None,
     ):
-        """`num_devices` is how many, whatever the batch; None leaves it to the size."""
+        """`num_devices` is how many, whatever the batch.
+
+        None leaves it to the size of the work, and is one for the native loops.
+        """
         self.steps_a_call = steps_a_call
         self._num_devices = num_devices
         self._implementation = implementation
@@ -108,7 +115,8 @@ class Ours:
         count = min(len(devices), max(1, sizes.batch // least))
         while sizes.batch % count:
             count -= 1
-        count = count if self._all_devices else 1
+        is_native = self._implementation == "auto" and library.CPU.is_usable()
+        count = count if self._all_devices and not is_native else 1
         count = self._num_devices or count
         return jax.make_mesh(
             (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]

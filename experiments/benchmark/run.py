@@ -29,7 +29,7 @@ def run(quick: bool, scales: bool, output: str) -> None:
     _make_folder(output)
     # Of a GPU's memory JAX would take most at once, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    claim_cores(max(scaling.COUNTS) if scales else None)
+    claim_cores(max(scaling.COUNTS) if scales else usable_cores())
     # Else what one contender leaves behind in the allocator is another's gain.
     keep_freed_memory()
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "implementation": "native" if library.is_usable() else "fused",
+        "implementation": "native" if library.CPU.is_usable() else "fused",
         "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,

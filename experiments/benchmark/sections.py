@@ -15,6 +15,7 @@ from experiments.benchmark.contenders import (
     FLAX,
     FLAX_KEPT,
     FUSED,
+    KERNEL,
     ONE,
     SCAN,
     TORCH,
@@ -33,13 +34,13 @@ from experiments.devices import claim_cores
 from flax_lstm.native.cores import usable_cores
 
 # On a GPU; who is not there has no ratio.
-_OF_CUDNN = ((CUDNN, TORCH), (ALL, CUDNN))
-RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_OF_CUDNN)
+_ON_GPU = ((CUDNN, TORCH), (ALL, CUDNN), (KERNEL, TORCH), (KERNEL, CUDNN))
+RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_ON_GPU)
 # As their users run them, and then on equal terms.
 RATIOS_ALONE = (
-    *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ONE, FLAX_KEPT)),
+    *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ALL, FLAX_KEPT)),
     *((FUSED, TORCH), (ALL, FUSED)),
-    *_OF_CUDNN,
+    *_ON_GPU,
 )
 
 GROWTH = {
@@ -58,9 +59,9 @@ _INFERENCE_BATCHES = (1, 100, 1000)
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
-    names = (CHUNK, CUDNN, FLAX, TORCH)
+    names = (CHUNK, CUDNN, KERNEL, FLAX, TORCH)
     yield _alone("training step, a process each", names, "training", NOTES, seconds)
-    names = (ALL, CUDNN, FLAX, TORCH)
+    names = (ALL, CUDNN, KERNEL, FLAX, TORCH)
     for batch in _INFERENCE_BATCHES[:2]:
         yield _inference_alone(names, batch, seconds)
 
@@ -72,7 +73,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     number of devices. Apart, ours runs as the experiment does, and the others as
     their users run them, and once more with their memory kept.
     """
-    names = (CHUNK, ALL, ONE, FUSED, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    names = (CHUNK, ALL, ONE, FUSED, CUDNN, KERNEL, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
     section = "training step, a process each"
     yield _alone(section, names, "training", NOTES, seconds)
     for batch in _INFERENCE_BATCHES:
@@ -80,7 +81,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     if can_pin():
         section = "training step, a process and one core each"
         with on_one_core():
-            yield _alone(section, names[2:], "training", NOTES, seconds)
+            yield _alone(section, names[1:], "training", NOTES, seconds)
 
 
 def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Comparison:
@@ -90,11 +91,8 @@ def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Compar
 
 def grid(seconds: float) -> Iterator[Comparison]:
     """Training and inference over sizes from small to large and long."""
-    others = (FUSED, CUDNN, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
-    for kind, names in (
-        ("training", (ALL, ONE, *others)),
-        ("inference", (ALL, *others)),
-    ):
+    names = (ALL, ONE, FUSED, CUDNN, KERNEL, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
+    for kind in ("training", "inference"):
         for sizes in GRID:
             yield _alone(f"grid, {kind}, a process each", names, kind, sizes, seconds)
 
@@ -112,7 +110,7 @@ def _alone(
         }
         units = _units({name: entry.contender for name, entry in entries.items()}, kind)
         chunks = ((CHUNK, TORCH), (CHUNK, FLAX), (CHUNK, TORCH_KEPT))
-        ratios = (*chunks, *RATIOS_ALONE, (ONE, FLAX), (ONE, TORCH), (ONE, TORCH_KEPT))
+        ratios = (*chunks, *RATIOS_ALONE, (ONE, FLAX), (ONE, FLAX_KEPT))
         return compare(section, str(sizes), works, seconds, ratios, units=units)
 
 
@@ -212,14 +210,14 @@ def costs(repeats: int) -> Iterator[Comparison]:
     """Compile time, import time and peak memory."""
     compiling = {
         ALL: Ours("auto", all_devices=True).compiling(NOTES),
-        ONE: Ours("auto", all_devices=False).compiling(NOTES),
+        FUSED: contenders.fused().compiling(NOTES),
         FLAX: FlaxRNN().compiling(NOTES),
     }
     yield compare(
         "compiling a training step",
         str(NOTES),
         {name: calls_of(work) for name, work in compiling.items()},
-        ratios=((ONE, FLAX),),
+        ratios=((ALL, FLAX),),
         rounds=repeats,
         unit="s",
     )
@@ -234,14 +232,17 @@ def costs(repeats: int) -> Iterator[Comparison]:
 
 
 def _memory() -> Iterator[Comparison]:
-    remat = "ours, one device, remat"
-    entries = contenders.in_one_process() | {remat: Ours("auto", False, remat=True)}
+    remat = "ours, remat"
+    entries = contenders.in_one_process() | {
+        FUSED: contenders.fused(),
+        remat: Ours("auto", True, remat=True),
+    }
     for sizes in (NOTES, _PIXELS):
         values = {
             name: in_process(peak_bytes, entry, sizes) / 2**20
             for name, entry in entries.items()
         }
-        ratios = ((ONE, FLAX), (ONE, TORCH), (remat, TORCH))
+        ratios = ((ALL, FLAX), (ALL, TORCH), (remat, TORCH))
         yield Comparison("peak memory of training", str(sizes), "MiB", values, ratios)
 
 

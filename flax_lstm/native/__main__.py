@@ -23,13 +23,23 @@ def main() -> int:
         action="store_true",
         help="take the compiled loops away, so that 'auto' is 'fused' again",
     )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help=(
+            "those for this machine's NVIDIA GPU, by the compiler in NVCC, else nvcc; "
+            "not run on a GPU so far, and 'auto' does not take them there"
+        ),
+    )
     start = time.perf_counter()
+    arguments = parser.parse_args()
+    loops = library.GPU if arguments.gpu else library.CPU
     try:
-        if parser.parse_args().remove:
-            removed = library.remove()
+        if arguments.remove:
+            removed = loops.remove()
             print(f"removed {removed}" if removed else "there are none to remove")
         else:
-            path = library.build()
+            path = loops.build()
             print(f"compiled {path} in {time.perf_counter() - start:.1f} s")
     except library.BuildError as error:
         print(error, file=sys.stderr)

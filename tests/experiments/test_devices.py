@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 
+import compiled_loops
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
@@ -101,6 +102,15 @@ COUNT = "import jax; print(jax.device_count())"
 
 def test_each_core_becomes_a_device():
     assert devices_in_a_process(CLAIM + COUNT) == usable_cores()
+
+
+def test_native_loops_which_use_all_cores_get_one_device(native):
+    compiled = {"FLAX_LSTM_CACHE_DIR": compiled_loops.directory()}
+    assert devices_in_a_process(CLAIM + COUNT, **compiled) == 1
+    claim = CLAIM.replace("claim_cores()", "claim_cores(cell='gru')")
+    assert devices_in_a_process(claim + COUNT, **compiled) == usable_cores()
+    claim = CLAIM.replace("claim_cores()", "claim_cores(2)")
+    assert devices_in_a_process(claim + COUNT, **compiled) == 2
 
 
 @pytest.mark.parametrize(

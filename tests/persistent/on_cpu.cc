@@ -1,0 +1,96 @@
+// The GPU's recurrences as calls of XLA:CPU, see cuda_on_cpu.h. With RACES a program
+// instead, for a sanitizer of threads.
+
+#include "cuda_on_cpu.h"
+// Behind what it needs of CUDA.
+#include "persistent_calls.h"
+
+using flax_lstm::Kernel;
+using flax_lstm::Recurrence;
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+struct Launch {
+  template <Kernel kernel, typename S>
+  ffi::Error operator()(const Recurrence& layer, int64_t blocks, int floats) const {
+    run_blocks(blocks, S::kThreads, floats, [&](float* shared) {
+      if constexpr (kernel == Kernel::kBackward) {
+        flax_lstm::run_backward<S>(layer, shared);
+      } else {
+        flax_lstm::run_forward<S, kernel == Kernel::kForwardKeeping>(layer, shared);
+      }
+    });
+    return ffi::Error::Success();
+  }
+};
+
+// As on a GPU with so many processors: rows of a block follow from it.
+constexpr int64_t kProcessors = 2;
+
+template <Kernel kernel>
+ffi::Error call(const Recurrence& layer) {
+  return flax_lstm::run<kernel>(layer, kProcessors, Launch());
+}
+
+ffi::Error forward(bool reverse, ffi::RemainingArgs arguments,
+                   ffi::RemainingRets results) {
+  return call<Kernel::kForward>(
+      flax_lstm::forward_arguments(false, reverse, arguments, results));
+}
+
+ffi::Error forward_keeping(bool reverse, ffi::RemainingArgs arguments,
+                           ffi::RemainingRets results) {
+  return call<Kernel::kForwardKeeping>(
+      flax_lstm::forward_arguments(true, reverse, arguments, results));
+}
+
+ffi::Error backward(bool reverse, ffi::RemainingArgs arguments,
+                    ffi::RemainingRets results) {
+  return call<Kernel::kBackward>(
+      flax_lstm::backward_arguments(reverse, arguments, results));
+}
+
+}  // namespace
+
+#define HANDLER(symbol, function)                                                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                  \
+      symbol, function,                                                           \
+      ffi::Ffi::Bind().Attr<bool>("reverse").RemainingArgs().RemainingRets())
+
+HANDLER(FlaxLstmPersistentForward, forward);
+HANDLER(FlaxLstmPersistentForwardKeeping, forward_keeping);
+HANDLER(FlaxLstmPersistentBackward, backward);
+
+#ifdef RACES
+
+int main() {
+  constexpr int kSteps = 5, kBatch = 7, kUnits = 70;
+  std::vector<std::vector<float>> arrays;
+  const auto numbers = [&](int count) {
+    arrays.emplace_back(count, 0.1f);
+    return arrays.back().data();
+  };
+  const int in_state = kBatch * kUnits, in_steps = kSteps * in_state;
+  Recurrence layer = {};
+  layer.steps = kSteps;
+  layer.batch = kBatch;
+  layer.units = kUnits;
+  for (const float*& w : layer.w_h) w = numbers(kUnits * kUnits);
+  layer.z_x = numbers(4 * in_steps);
+  for (const float** array : {&layer.h_0, &layer.c_0, &layer.d_h_n, &layer.d_c_n}) {
+    *array = numbers(in_state);
+  }
+  for (float** array : {&layer.h_n, &layer.c_n, &layer.d_h_0, &layer.d_c_0}) {
+    *array = numbers(in_state);
+  }
+  layer.y = numbers(in_steps);
+  layer.d_y = numbers(in_steps);
+  layer.d_z = numbers(4 * in_steps);
+  for (int n = 0; n < 5; ++n) layer.kept[n] = layer.to_keep[n] = numbers(in_steps);
+  return call<Kernel::kForwardKeeping>(layer).failure() ||
+         call<Kernel::kBackward>(layer).failure();
+}
+
+#endif

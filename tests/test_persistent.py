@@ -1,0 +1,195 @@
+"""The GPU's recurrence, run by threads of a CPU: the kernels' own source, compiled.
+
+What this can't show is that a GPU runs it, or how fast.
+"""
+
+import ctypes
+import pathlib
+import re
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters import ad
+from jax.sharding import AxisType, PartitionSpec as Spec
+
+from flax_lstm import StackedLSTM, _native_lstm, _persistent_lstm
+from flax_lstm.native import library
+
+SOURCE = pathlib.Path(__file__).parent / "persistent" / "on_cpu.cc"
+# Other orders of the same float32 sums, times the largest number of an array.
+TOLERANCE = 1e-5
+
+
+def compiled(to, *options):
+    compiler, *_ = library.CPU.compiler_command()
+    if not shutil.which(compiler):
+        pytest.skip(f"the kernels' source needs a C++ compiler, {compiler}")
+    native = pathlib.Path(library.__file__).parent
+    subprocess.run(
+        [
+            *(compiler, "-std=c++20", "-O1", "-pthread", *options),
+            *("-I", native, "-isystem", jax.ffi.include_dir(), SOURCE, "-o", to),
+        ],
+        check=True,
+    )
+    return to
+
+
+@pytest.fixture(scope="session")
+def primitives(tmp_path_factory):
+    """Three as the native ones, that run the kernels on this CPU."""
+    path = tmp_path_factory.mktemp("persistent") / "on_cpu.so"
+    loaded = ctypes.CDLL(str(compiled(path, "-fPIC", "-shared")))
+    for name, symbol in library.GPU.targets.items():
+        capsule = jax.ffi.pycapsule(getattr(loaded, symbol))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+
+    def primitive(name, lowering):
+        meaning = getattr(_native_lstm, f"_{name}")
+        target = f"flax_lstm_persistent_{name}"
+        made = _native_lstm._primitive(f"on_cpu_{name}", meaning)
+        _native_lstm._lower_to_kernel(made, meaning, lowering(target), platform="cpu")
+        return made
+
+    forward = primitive("forward", _persistent_lstm.forward_lowering)
+    ad.primitive_jvps[forward] = _native_lstm._derivative_of_forward
+    return {
+        "forward_p": forward,
+        "forward_keeping_p": primitive(
+            "forward_keeping", _persistent_lstm.forward_lowering
+        ),
+        "backward_p": primitive("backward", _persistent_lstm.backward_lowering),
+    }
+
+
+@pytest.fixture
+def on_cpu(primitives, monkeypatch):
+    for name, primitive in primitives.items():
+        monkeypatch.setattr(_native_lstm, name, primitive)
+    monkeypatch.setattr(library.Library, "is_usable", lambda self: True)
+
+
+def setting(steps, batch, inputs, units, *, lengths=False, **options):
+    kernels = StackedLSTM(inputs, units, **options, implementation="native")
+    fused = kernels.clone(implementation="fused")
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    x = jax.random.normal(next(keys), (steps, batch, inputs))
+    rows = kernels.num_layers * (2 if kernels.bidirectional else 1)
+    hx = tuple(jax.random.normal(next(keys), (rows, batch, units)) for _ in "hc")
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, steps + 1, batch) if lengths else None
+
+    def loss(stack):
+        def of(variables, x, hx):
+            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=counts)
+            return (jnp.sin(y).sum() + (h * c).sum()), (y, h, c)
+
+        return of
+
+    return loss(kernels), loss(fused), (fused.init(next(keys), x), x, hx)
+
+
+def assert_close(got, expected):
+    def check(got, expected):
+        bound = TOLERANCE * max(1e-3, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=bound)
+
+    jax.tree.map(check, got, expected)
+
+
+def value_and_gradients(loss):
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+# Rows of a block: 1, 2, 4, 8 for two processors; units in registers, and in shared
+# memory too; sizes at and beside the kernels'.
+SIZES = {
+    "one": (1, 1, 1, 1),
+    "two_blocks": (3, 2, 3, 32),
+    "rows_by_two": (3, 3, 5, 7),
+    "rows_by_four": (4, 7, 2, 33),
+    "rows_by_eight": (3, 11, 3, 20),
+    "more_blocks_than_processors": (2, 19, 3, 31),
+    "shared_memory": (3, 3, 4, 65),
+    "shared_memory_by_four": (2, 6, 4, 128),
+}
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_results_and_gradients_are_the_fused_ones(sizes, lengths, on_cpu):
+    kernels, fused, arguments = setting(*sizes, lengths=lengths, bidirectional=True)
+    text = value_and_gradients(kernels).lower(*arguments).as_text()
+    assert "@flax_lstm_persistent_forward_keeping(" in text
+    assert "@flax_lstm_persistent_backward(" in text
+    got = value_and_gradients(kernels)(*arguments)
+    assert_close(got, value_and_gradients(fused)(*arguments))
+
+
+def test_without_a_derivative_nothing_is_kept(on_cpu):
+    kernels, fused, arguments = setting(4, 3, 5, 40, num_layers=2)
+    assert (
+        "@flax_lstm_persistent_forward(" in jax.jit(kernels).lower(*arguments).as_text()
+    )
+    assert_close(jax.jit(kernels)(*arguments), jax.jit(fused)(*arguments))
+
+
+def test_shard_map_has_the_kernels_on_every_device(on_cpu):
+    kernels, _, (variables, x, hx) = setting(3, 8, 2, 5)
+    n = max(n for n in (1, 2, 4) if n <= jax.device_count())
+    mesh = jax.make_mesh((n,), ("rows",), axis_types=(AxisType.Auto,))
+    by_rows = Spec(None, "rows")
+
+    def shard(variables, x, hx):
+        return jax.grad(lambda *a: kernels(*a)[0])(variables, x, hx)
+
+    spread = jax.jit(
+        jax.shard_map(
+            shard, mesh=mesh, in_specs=(Spec(), by_rows, by_rows), out_specs=Spec()
+        )
+    )
+    assert "@flax_lstm_persistent_backward(" in spread.lower(variables, x, hx).as_text()
+    assert_close(spread(variables, x, hx), jax.jit(shard)(variables, x, hx))
+
+
+def test_more_units_than_a_block_holds_are_fused(on_cpu):
+    kernels, fused, arguments = setting(2, 2, 3, 129)
+    text = value_and_gradients(kernels).lower(*arguments).as_text()
+    assert "persistent" not in text
+    assert_close(
+        value_and_gradients(kernels)(*arguments), value_and_gradients(fused)(*arguments)
+    )
+
+
+@pytest.mark.slow
+def test_threads_wait_where_they_must(tmp_path):
+    """A thread sanitizer watches every access of both kernels."""
+    program = compiled(tmp_path / "races", "-DRACES", "-fsanitize=thread", "-g")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs CUDA's nvcc")
+def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
+    native = pathlib.Path(library.__file__).parent
+    done = subprocess.run(
+        [
+            *("nvcc", "-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
+            *("-isystem", jax.ffi.include_dir(), native / library.GPU.source),
+            *("-o", tmp_path / "lstm.so"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr)]
+    assert len(spilled) == 36  # Three kernels by four numbers of rows by three sizes.
+    # Some pointers of the largest; a thread's weights would be 200 bytes and more.
+    assert max(spilled) <= 64, done.stderr
