@@ -86,7 +86,8 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_devices",
     None,
-    "Devices that share a batch (default: all that have at least 25 rows of it).",
+    "Devices that share a batch (default: all that have at least 25 rows of it; of a "
+    "CPU one for each core, or one whose native loops use all).",
     lower_bound=1,
 )
 flags.DEFINE_string(

@@ -9,6 +9,7 @@ Written and tested by threads of a CPU in the place of a GPU's
 (`tests/test_persistent.py`), not yet run on one.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,41 +18,53 @@ import jax.numpy as jnp
 from jax.interpreters import mlir
 
 from flax_lstm import _fused_lstm as fused
+from flax_lstm._native_meaning import GATES, KEPT, as_precise
 from flax_lstm.native.library import GPU
 
-_GATES = 4
-_KEPT = 5
-# Whose weights the registers and the shared memory of a multiprocessor hold; of
-# native/persistent_calls.h.
-_MOST_UNITS = 128
+# Of native/persistent_calls.h. The weights of more units than the first number need
+# shared memory, of which a block gets enough (193 KiB) on some processors only.
+_UNITS_IN_REGISTERS, _MOST_UNITS = 64, 128
+_WITH_MUCH_SHARED_MEMORY = ("9", "10")
 
 Lowering = Callable[..., Sequence[Any]]
 
 
 def can_serve(context: mlir.LoweringRuleContext) -> bool:
     """Whether the kernels are compiled, and the layer of a size that they hold."""
-    kernel: Any = context.avals_in[1 + _GATES]
-    return kernel.shape[-1] <= _MOST_UNITS and GPU.is_usable()
+    kernel: Any = context.avals_in[1 + GATES]
+    try:
+        GPU.register()
+    except ValueError:  # Of which 'native' has warned.
+        return False
+    return kernel.shape[-1] <= most_units()
+
+
+def most_units() -> int:
+    """Of a layer that the kernels hold on this machine's GPU."""
+    capability, _, _ = jax.devices("gpu")[0].compute_capability.partition(".")
+    has_much = capability in _WITH_MUCH_SHARED_MEMORY
+    return _MOST_UNITS if has_much else _UNITS_IN_REGISTERS
 
 
 def forward_lowering(target: str) -> Lowering:
     """Of the native forward primitives, whose arguments and results these are."""
     call = jax.ffi.ffi_lowering(target)
 
-    def lower(context, *arguments, reverse):
+    def lower(context, *arguments, how):
         avals = context.avals_in
-        x_and_w_x = slice(0, 1 + _GATES)
-        w_h = slice(1 + _GATES, 1 + 2 * _GATES)
-        bias = slice(1 + 2 * _GATES, 1 + 3 * _GATES)
-        states = slice(1 + 3 * _GATES, None)  # And `valid`, if there is one.
+        x_and_w_x = slice(0, 1 + GATES)
+        w_h = slice(1 + GATES, 1 + 2 * GATES)
+        bias = slice(1 + 2 * GATES, 1 + 3 * GATES)
+        states = slice(1 + 3 * GATES, None)  # And `valid`, if there is one.
         (z,), (z_aval,) = _lower_part(
             context,
-            _inputs_product,
+            functools.partial(_inputs_product, how=how),
             [*arguments[x_and_w_x], *arguments[bias]],
             [*avals[x_and_w_x], *avals[bias]],
         )
         context = context.replace(avals_in=[z_aval, *avals[w_h], *avals[states]])
-        return call(context, z, *arguments[w_h], *arguments[states], reverse=reverse)
+        arrays = (z, *arguments[w_h], *arguments[states])
+        return call(context, *arrays, reverse=how.reverse)
 
     return lower
 
@@ -60,14 +73,14 @@ def backward_lowering(target: str) -> Lowering:
     """Of the native backward primitive, whose arguments and results these are."""
     call = jax.ffi.ffi_lowering(target)
 
-    def lower(context, *arguments, reverse, needs_x):
+    def lower(context, *arguments, how, needs_x):
         avals = context.avals_in
-        x_and_w_x = slice(0, 1 + _GATES)
-        w_h = slice(1 + _GATES, 1 + 2 * _GATES)
-        h_0_and_y = slice(1 + 2 * _GATES, 3 + 2 * _GATES)
+        x_and_w_x = slice(0, 1 + GATES)
+        w_h = slice(1 + GATES, 1 + 2 * GATES)
+        h_0_and_y = slice(1 + 2 * GATES, 3 + 2 * GATES)
         # What is kept, the gradients of y, h_n and c_n, and `valid`, if there is one.
-        others = slice(3 + 2 * _GATES, None)
-        valid = slice(3 + 2 * _GATES + _KEPT + 3, None)
+        others = slice(3 + 2 * GATES, None)
+        valid = slice(3 + 2 * GATES + KEPT + 3, None)
 
         kept = avals[others.start]
         (d_z_aval,) = jax.make_jaxpr(_gradients_like)(kept).out_avals
@@ -76,15 +89,11 @@ def backward_lowering(target: str) -> Lowering:
             avals_out=[d_z_aval, *context.avals_out[-2:]],
         )
         d_z, d_h_0, d_c_0 = call(
-            recurrent, *arguments[w_h], *arguments[others], reverse=reverse
+            recurrent, *arguments[w_h], *arguments[others], reverse=how.reverse
         )
-
-        def of_weights_and_inputs(*arrays):
-            return _gradients_after(*arrays, reverse=reverse, needs_x=needs_x)
-
         gradients, _ = _lower_part(
             context,
-            of_weights_and_inputs,
+            functools.partial(_gradients_after, how=how, needs_x=needs_x),
             [d_z, *arguments[x_and_w_x], *arguments[h_0_and_y], *arguments[valid]],
             [d_z_aval, *avals[x_and_w_x], *avals[h_0_and_y], *avals[valid]],
         )
@@ -93,22 +102,24 @@ def backward_lowering(target: str) -> Lowering:
     return lower
 
 
-def _inputs_product(x, *weights):
+@as_precise
+def _inputs_product(x, *weights, how):
     """x·W_x + b of all steps, (T, B, 4·H)."""
-    w_x, bias = weights[:_GATES], weights[_GATES:]
+    w_x, bias = weights[:GATES], weights[GATES:]
     product = fused.product_over_steps(x, jnp.concatenate(w_x, axis=-1))
     return (product + jnp.concatenate(bias),)
 
 
 def _gradients_like(kept):
     """Of the shape of all gates' gradients."""
-    return jnp.concatenate([kept] * _GATES, axis=-1)
+    return jnp.concatenate([kept] * GATES, axis=-1)
 
 
-def _gradients_after(d_z, x, *others, reverse, needs_x):
+@as_precise
+def _gradients_after(d_z, x, *others, how, needs_x):
     """Those of x (if `needs_x`), W_x, W_h and b, the last three by gate."""
-    w_x, (h_0, y, *valid) = others[:_GATES], others[_GATES:]
-    h_before = fused.shifted(reverse, valid[0] if valid else None, h_0, y)
+    w_x, (h_0, y, *valid) = others[:GATES], others[GATES:]
+    h_before = fused.shifted(how.reverse, valid[0] if valid else None, h_0, y)
     rows = d_z.reshape(-1, d_z.shape[-1])
     gradients = [
         before.reshape(-1, before.shape[-1]).T @ rows for before in (x, h_before)
@@ -116,7 +127,7 @@ def _gradients_after(d_z, x, *others, reverse, needs_x):
     of_gates = [
         part
         for whole in (*gradients, rows.sum(0))
-        for part in jnp.split(whole, _GATES, axis=-1)
+        for part in jnp.split(whole, GATES, axis=-1)
     ]
     of_x = [d_z @ jnp.concatenate(w_x, axis=-1).T] if needs_x else []
     return (*of_x, *of_gates)

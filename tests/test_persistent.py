@@ -16,7 +16,12 @@ import pytest
 from jax.interpreters import ad
 from jax.sharding import AxisType, PartitionSpec as Spec
 
-from flax_lstm import StackedLSTM, _native_lstm, _persistent_lstm
+from flax_lstm import (
+    StackedLSTM,
+    _native_meaning,
+    _native_primitives,
+    _persistent_lstm,
+)
 from flax_lstm.native import library
 
 SOURCE = pathlib.Path(__file__).parent / "persistent" / "on_cpu.cc"
@@ -25,13 +30,13 @@ TOLERANCE = 1e-5
 
 
 def compiled(to, *options):
-    compiler, *_ = library.CPU.compiler_command()
-    if not shutil.which(compiler):
-        pytest.skip(f"the kernels' source needs a C++ compiler, {compiler}")
+    compiler = library.CPU.compiler_command()
+    if not shutil.which(compiler[0]):
+        pytest.skip(f"the kernels' source needs a C++ compiler, {compiler[0]}")
     native = pathlib.Path(library.__file__).parent
     subprocess.run(
         [
-            *(compiler, "-std=c++20", "-O1", "-pthread", *options),
+            *(*compiler, "-std=c++20", "-O1", "-pthread", *options),
             *("-I", native, "-isystem", jax.ffi.include_dir(), SOURCE, "-o", to),
         ],
         check=True,
@@ -49,14 +54,14 @@ def primitives(tmp_path_factory):
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
     def primitive(name, lowering):
-        meaning = getattr(_native_lstm, f"_{name}")
+        meant = getattr(_native_meaning, name)
         target = f"flax_lstm_persistent_{name}"
-        made = _native_lstm._primitive(f"on_cpu_{name}", meaning)
-        _native_lstm._lower_to_kernel(made, meaning, lowering(target), platform="cpu")
+        made = _native_primitives.primitive_of(f"on_cpu_{name}", meant)
+        _native_primitives.lower_to_kernel(made, meant, lowering(target), "cpu")
         return made
 
     forward = primitive("forward", _persistent_lstm.forward_lowering)
-    ad.primitive_jvps[forward] = _native_lstm._derivative_of_forward
+    ad.primitive_jvps[forward] = _native_primitives.derivative_of_forward
     return {
         "forward_p": forward,
         "forward_keeping_p": primitive(
@@ -69,8 +74,12 @@ def primitives(tmp_path_factory):
 @pytest.fixture
 def on_cpu(primitives, monkeypatch):
     for name, primitive in primitives.items():
-        monkeypatch.setattr(_native_lstm, name, primitive)
-    monkeypatch.setattr(library.Library, "is_usable", lambda self: True)
+        monkeypatch.setattr(_native_primitives, name, primitive)
+    for name in ("is_usable", "register"):
+        monkeypatch.setattr(library.Library, name, lambda self: True)
+    monkeypatch.setattr(_persistent_lstm, "most_units", lambda: 128)
+    with jax.default_device(jax.devices("cpu")[0]):  # Also where there is a GPU.
+        yield
 
 
 def setting(steps, batch, inputs, units, *, lengths=False, **options):
@@ -114,8 +123,12 @@ SIZES = {
     "rows_by_four": (4, 7, 2, 33),
     "rows_by_eight": (3, 11, 3, 20),
     "more_blocks_than_processors": (2, 19, 3, 31),
-    "shared_memory": (3, 3, 4, 65),
+    "more_registers": (3, 1, 4, 50),
+    "more_registers_by_eight": (2, 9, 3, 64),
+    "shared_memory": (3, 2, 4, 128),
+    "shared_memory_by_two": (3, 3, 4, 65),
     "shared_memory_by_four": (2, 6, 4, 128),
+    "shared_memory_by_eight": (2, 9, 3, 100),
 }
 
 
@@ -140,8 +153,11 @@ def test_without_a_derivative_nothing_is_kept(on_cpu):
 
 def test_shard_map_has_the_kernels_on_every_device(on_cpu):
     kernels, _, (variables, x, hx) = setting(3, 8, 2, 5)
-    n = max(n for n in (1, 2, 4) if n <= jax.device_count())
-    mesh = jax.make_mesh((n,), ("rows",), axis_types=(AxisType.Auto,))
+    devices = jax.devices("cpu")
+    n = max(n for n in (1, 2, 4) if n <= len(devices))
+    mesh = jax.make_mesh(
+        (n,), ("rows",), axis_types=(AxisType.Auto,), devices=devices[:n]
+    )
     by_rows = Spec(None, "rows")
 
     def shard(variables, x, hx):
@@ -154,6 +170,44 @@ def test_shard_map_has_the_kernels_on_every_device(on_cpu):
     )
     assert "@flax_lstm_persistent_backward(" in spread.lower(variables, x, hx).as_text()
     assert_close(spread(variables, x, hx), jax.jit(shard)(variables, x, hx))
+
+
+def test_auto_does_not_take_them(on_cpu):
+    _, _, arguments = setting(2, 2, 3, 5)
+    stack = StackedLSTM(3, 5)
+    assert stack.implementation == "auto"
+    variables, x, hx = arguments
+    text = jax.jit(stack.apply).lower(variables, x, hx).as_text()
+    assert "persistent" not in text
+
+
+def test_a_precision_chosen_where_a_layer_is_traced_is_kept(on_cpu):
+    kernels, _, arguments = setting(3, 2, 4, 5)
+
+    @jax.jit
+    def precise(*arguments):
+        with jax.default_matmul_precision("highest"):
+            return jax.value_and_grad(kernels, (0, 1, 2), has_aux=True)(*arguments)
+
+    text = precise.lower(*arguments).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products), products
+
+
+@pytest.mark.skipif(
+    not any(device.platform == "gpu" for device in jax.devices()),
+    reason="needs an NVIDIA GPU",
+)
+@pytest.mark.parametrize("batch", [100, 200, 400, 600])
+@pytest.mark.parametrize("units", [20, 50, 128])
+def test_on_a_gpu(units, batch, native):
+    kernels, fused, arguments = setting(5, batch, 9, units, lengths=True, num_layers=2)
+    with jax.default_matmul_precision("highest"):
+        text = value_and_gradients(kernels).lower(*arguments).as_text()
+        assert "@flax_lstm_persistent_backward(" in text
+        got = value_and_gradients(kernels)(*arguments)
+        assert_close(got, value_and_gradients(fused)(*arguments))
 
 
 def test_more_units_than_a_block_holds_are_fused(on_cpu):

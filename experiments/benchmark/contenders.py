@@ -9,10 +9,11 @@ import jax
 
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark.flax_rnn import FlaxRNN
-from experiments.benchmark.ours import Ours
+from experiments.benchmark.ours import Ours, has_native_loops
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Work
 from experiments.devices import claim_cores
+from flax_lstm._persistent_lstm import most_units
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
@@ -78,9 +79,14 @@ def in_one_process() -> dict[str, Contender]:
 
 def _one_device() -> dict[str, Contender]:
     """Ours on one device, where that is not what ours is anyhow."""
-    if library.CPU.is_usable():
+    if has_native_loops():
         return {}
     return {ONE: Ours("auto", all_devices=False)}
+
+
+def serves(name: str, sizes: Sizes) -> bool:
+    """Whether it is what its name says at this size: the kernel is fused beyond."""
+    return name != KERNEL or sizes.hidden <= most_units()
 
 
 def in_chunks() -> Contender:

@@ -115,7 +115,7 @@ class Ours:
         count = min(len(devices), max(1, sizes.batch // least))
         while sizes.batch % count:
             count -= 1
-        is_native = self._implementation == "auto" and library.CPU.is_usable()
+        is_native = self._implementation == "auto" and has_native_loops()
         count = count if self._all_devices and not is_native else 1
         count = self._num_devices or count
         return jax.make_mesh(
@@ -143,6 +143,11 @@ class Ours:
         rows = np.arange(sizes.batch)
         by_rows = NamedSharding(mesh, PartitionSpec(ROWS))
         return Batch(*jax.device_put((inputs, labels, weights, rows), by_rows))
+
+
+def has_native_loops() -> bool:
+    """Whether 'auto' has the native loops on the devices that are timed."""
+    return jax.default_backend() == "cpu" and library.CPU.is_usable()
 
 
 def examples(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:

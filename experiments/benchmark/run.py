@@ -11,10 +11,10 @@ import jax
 
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark import figure, scaling, sections
+from experiments.benchmark.ours import has_native_loops
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores
 from experiments.errors import RunError
-from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
@@ -90,7 +90,7 @@ def environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "implementation": "native" if library.CPU.is_usable() else "fused",
+        "implementation": "native" if has_native_loops() else "fused",
         "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,

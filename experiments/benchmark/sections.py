@@ -102,7 +102,11 @@ def _alone(
 ) -> Comparison:
     """Each contender in a process of its own, in turn."""
     entries = contenders.alone()
-    entries = {name: entries[name] for name in names if name in entries}
+    entries = {
+        name: entries[name]
+        for name in names
+        if name in entries and contenders.serves(name, sizes)
+    }
     with contextlib.ExitStack() as stack:
         works = {
             name: stack.enter_context(working(entry.work, kind, sizes))
@@ -157,6 +161,8 @@ def _here(
     """All contenders in this process, in turn."""
     works, missing = {}, {}
     for name, entry in entries.items():
+        if not contenders.serves(name, sizes):
+            continue
         work: Work = getattr(entry, kind)(sizes)
         works[name] = calls_of(work)
         if name == TORCH_COMPILED:

@@ -27,8 +27,8 @@ def main() -> int:
         "--gpu",
         action="store_true",
         help=(
-            "those for this machine's NVIDIA GPU, by the compiler in NVCC, else nvcc; "
-            "not run on a GPU so far, and 'auto' does not take them there"
+            "those for this machine's NVIDIA GPU, by the command line in NVCC, else "
+            "nvcc -arch=native; not run on a GPU so far, and 'auto' does not take them"
         ),
     )
     start = time.perf_counter()

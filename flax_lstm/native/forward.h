@@ -34,7 +34,8 @@ struct Forward : Layer {
 
     in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) { pack(block); });
     if (by_units) {
-      const int64_t at_once = std::clamp<int64_t>(kRowsAhead / batch, 1, steps);
+      const int64_t at_once = std::clamp<int64_t>(
+          kRowsAhead / std::max<int64_t>(batch, 1), 1, steps);
       const Scratch products(blocks * at_once * batch * kPanel);
       z_x_ = products.get();
       for (int64_t start = 0; start < steps; start += at_once) {

@@ -1,8 +1,8 @@
 """The compiled loops: where they lie, compiling and loading them.
 
 The file's name tells what it was made from and for: the source, the JAX whose calls
-it answers, the compiler's options and, on a CPU, the processor whose instructions it
-has. One of another source, JAX or machine (a home directory that several share) has
+it answers, the compiler's options, and the processor whose instructions it has or the
+GPUs. One of another source, JAX or machine (a home directory that several share) has
 another name and is never loaded.
 """
 
@@ -41,7 +41,7 @@ class Library:
         platform: XLA's name of the kind of device.
         source: the file that is compiled, which includes others.
         compiler_variable: name of the environment variable with the compiler.
-        compiler: its command line where that is not set.
+        compiler: the command line where that is not set.
         needs: what has to be installed for it.
         options: of the compiler.
         targets: XLA's name of each loop, and the symbol behind it.
@@ -78,9 +78,9 @@ class Library:
         return cache / "flax_lstm" / self._file_name()
 
     def is_usable(self) -> bool:
-        """Whether the loops for this machine are compiled and loaded, now or before.
+        """Whether there are loops for this machine, compiled and sound.
 
-        Warns of a file that is there and can't be loaded.
+        They are loaded then. Warns of a file that is there and can't be loaded.
         """
         try:
             if not self.path().is_file():
@@ -90,7 +90,7 @@ class Library:
         try:
             self.register()
         except ValueError as error:
-            warnings.warn(f"{error}; until then 'auto' is 'fused'", stacklevel=2)
+            warnings.warn(f"{error}; until then it is 'fused'", stacklevel=2)
             return False
         return True
 

@@ -38,7 +38,10 @@ struct Launch {
     const auto* function = reinterpret_cast<const void*>(&run_block<kernel, S>);
     const cudaError_t status = cudaFuncSetAttribute(
         function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (status != cudaSuccess) return error_of(status);
+    if (status != cudaSuccess) {
+      cudaGetLastError();  // Or the next launch would be taken for a failed one.
+      return error_of(status);
+    }
     run_block<kernel, S>
         <<<static_cast<unsigned>(blocks), S::kThreads, bytes, stream>>>(layer);
     return error_of(cudaGetLastError());

@@ -1,7 +1,8 @@
 // The recurrences of persistent.h as XLA calls them; see `_persistent_lstm.py`, whose
 // order of arguments and results this is.
 //
-// Whoever includes it runs a kernel: launch<S>(kernel, blocks, shared_floats, layer).
+// Whoever includes it runs a kernel, by a call of
+// launch.operator()<kernel, S>(layer, blocks, shared_floats).
 
 #pragma once
 
@@ -17,7 +18,7 @@ constexpr int kMostUnits = 128;
 
 enum class Kernel { kForward, kForwardKeeping, kBackward };
 
-// Rows of a block: as few as give every processor one.
+// Rows of a block: as few as leave no processor with two blocks, and eight at most.
 inline int rows_of_block(int64_t batch, int64_t processors) {
   int rows = 1;
   while (rows < 8 && batch > rows * processors) rows *= 2;

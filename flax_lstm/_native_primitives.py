@@ -1,0 +1,209 @@
+"""The native loops as JAX's primitives: their derivatives, and where they are called.
+
+Four primitives stand for a layer, each with a meaning (`_native_meaning`) from which
+everything comes that the loops have no part in:
+
+- `forward_p`, `forward_keeping_p` and `backward_p` are the loops. What they are under
+  vmap, and the derivatives of the latter two, are those of their meaning.
+- The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` keeps.
+- `tangents_p`, the linear map from tangents to tangents, is always its meaning, but
+  its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode,
+  second derivatives and vmap work as with the fused implementation.
+
+A loop is called where a program is lowered for a CPU, or for an NVIDIA GPU where that
+is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
+axes. Elsewhere, in a program that XLA itself spreads over devices, and in one that
+`jax.export` writes for machines that have no such loops, the meaning is compiled in
+its place.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.interpreters import ad, batching, mlir
+from jax.interpreters.xla import apply_primitive
+
+from flax_lstm import _native_meaning as meaning, _persistent_lstm as persistent
+from flax_lstm._native_meaning import GATES, GRADIENTS, KNOWN, LINEAR, Meaning
+from flax_lstm._recurrence import with_varying_axes_of
+from flax_lstm.native import library
+from flax_lstm.native.cores import usable_cores
+
+# Of native/backward.h, with native/vectors.h's kRows, which is this at most.
+_MOST_ROWS_A_TILE = 6
+_ROWS_A_CHUNK = 128
+
+
+def varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """As a primitive takes them inside `jax.shard_map`."""
+    return with_varying_axes_of(arrays, ())
+
+
+def primitive_of(name: str, meant: Meaning) -> jax.extend.core.Primitive:
+    """With all that follows from what it means."""
+    primitive = jax.extend.core.Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.cache
+    def results(*arguments, **params):
+        run = functools.partial(meant, **params)
+        return jax.make_jaxpr(run)(*arguments).out_avals
+
+    def derivative(primals, tangents, **params):
+        run = functools.partial(meant, **params)
+        return jax.jvp(run, primals, tuple(map(ad.instantiate_zeros, tangents)))
+
+    def batched(arguments, axes, **params):
+        run = functools.partial(meant, **params)
+        outputs = jax.vmap(run, in_axes=tuple(axes))(*arguments)
+        return outputs, (0,) * len(outputs)
+
+    primitive.def_impl(functools.partial(apply_primitive, primitive))
+    primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
+    ad.primitive_jvps[primitive] = derivative
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(meant, multiple_results=True))
+    return primitive
+
+
+def lower_to_loop(primitive, meant: Meaning, target: str, scratch_size=None) -> None:
+    """Has `primitive` call a CPU's loop where one can be called.
+
+    A loop with scratch has it as its last result: among XLA's own buffers it is
+    shared with whatever else needs memory at another time.
+    """
+    lower_meant = mlir.lower_fun(meant, multiple_results=True)
+    called = jax.ffi.ffi_lowering(target)
+
+    def lower(context, *arguments, how, **params):
+        devices = _devices_with_loops(context.module_context)
+        if devices is None:
+            return lower_meant(context, *arguments, how=how, **params)
+        library.CPU.register()
+        params |= {"reverse": how.reverse, "threads": max(1, usable_cores() // devices)}
+        if scratch_size is None:
+            return called(context, *arguments, **params)
+        scratch = jax.core.ShapedArray((scratch_size(*context.avals_in),), jnp.float32)
+        context = context.replace(avals_out=[*context.avals_out, scratch])
+        return called(context, *arguments, **params)[:-1]
+
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+def lower_to_kernel(primitive, meant: Meaning, lower_call, platform="cuda") -> None:
+    """Has `primitive` call a GPU's kernel where it is asked for and can serve."""
+    lower_meant = mlir.lower_fun(meant, multiple_results=True)
+
+    def lower(context, *arguments, how, **params):
+        calls = (
+            how.on_gpu
+            and _devices_with_loops(context.module_context) is not None
+            and persistent.can_serve(context)
+        )
+        chosen = lower_call if calls else lower_meant
+        return chosen(context, *arguments, how=how, **params)
+
+    mlir.register_lowering(primitive, lower, platform=platform)
+
+
+def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
+    """How many devices of this process a program runs on; None if it can't call.
+
+    It can where each device has its own part of the data and runs it as it stands: on
+    one device, or inside `jax.shard_map` over all axes of a mesh.
+    """
+    if module.lowering_parameters.for_export:
+        return None
+    axes = module.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return 1 if axes.num_devices == 1 else None
+    is_manual = isinstance(axes, mlir.SPMDAxisContext)
+    if is_manual and axes.manual_axes == frozenset(axes.mesh.axis_names):
+        if isinstance(axes.mesh, jax.sharding.Mesh):
+            return max(1, len(axes.mesh.local_devices))
+        return max(1, axes.mesh.size // jax.process_count())
+    return None
+
+
+def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
+    """An upper bound of what `Backward::scratch_size` asks for."""
+    steps, batch, inputs = x.shape
+    units = kernel.shape[-1]
+    rows, most_inputs = steps * batch, inputs + units + _MOST_ROWS_A_TILE
+    return rows * GATES * units + (rows + _ROWS_A_CHUNK) * most_inputs
+
+
+forward_p = primitive_of("flax_lstm_forward", meaning.forward)
+forward_keeping_p = primitive_of("flax_lstm_forward_keeping", meaning.forward_keeping)
+backward_p = primitive_of("flax_lstm_backward", meaning.backward)
+tangents_p = primitive_of("flax_lstm_tangents", meaning.tangents)
+
+lower_to_loop(forward_p, meaning.forward, "flax_lstm_forward")
+lower_to_loop(forward_keeping_p, meaning.forward_keeping, "flax_lstm_forward_keeping")
+lower_to_loop(backward_p, meaning.backward, "flax_lstm_backward", _scratch_size)
+
+lower_to_kernel(
+    forward_p,
+    meaning.forward,
+    persistent.forward_lowering("flax_lstm_persistent_forward"),
+)
+lower_to_kernel(
+    forward_keeping_p,
+    meaning.forward_keeping,
+    persistent.forward_lowering("flax_lstm_persistent_forward_keeping"),
+)
+lower_to_kernel(
+    backward_p,
+    meaning.backward,
+    persistent.backward_lowering("flax_lstm_persistent_backward"),
+)
+
+
+def derivative_of_forward(primals, tangents, *, how):
+    y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, how=how)
+    x, *others = primals
+    kernels, h_0 = others[: 2 * GATES], others[3 * GATES]
+    valid = primals[1 + LINEAR :]
+    needs_x = not isinstance(tangents[0], ad.Zero)
+    linear = tangents[not needs_x : 1 + LINEAR]
+    linear = [ad.instantiate_zeros(tangent) for tangent in linear]
+    operands = (x, *kernels, h_0, y, *kept, *linear, *valid)
+    d_results = tangents_p.bind(*varying_alike(operands), how=how, needs_x=needs_x)
+    return [y, h_n, c_n], d_results
+
+
+def _transpose_of_tangents(gradients, *operands, how, needs_x):
+    end = KNOWN + needs_x + LINEAR
+    known, linear, valid = operands[:KNOWN], operands[KNOWN:end], operands[end:]
+    gradients = map(ad.instantiate_zeros, gradients)
+    transposed = backward_p.bind(
+        *varying_alike((*known, *gradients, *valid)), how=how, needs_x=needs_x
+    )
+    # A tangent that is known is zero, and nobody asks for its gradient.
+    asked = [
+        gradient if ad.is_undefined_primal(operand) else None
+        for operand, gradient in zip(linear, transposed, strict=True)
+    ]
+    return [*([None] * KNOWN), *asked, *([None] * len(valid))]
+
+
+def _transpose_of_backward(tangents, *operands, how, needs_x):
+    known, gradients = operands[:KNOWN], operands[KNOWN : KNOWN + GRADIENTS]
+    valid = operands[KNOWN + GRADIENTS :]
+
+    def backward(*gradients):
+        return meaning.backward(*known, *gradients, *valid, how=how, needs_x=needs_x)
+
+    shapes = [gradient.aval for gradient in gradients]
+    transposed = jax.linear_transpose(backward, *shapes)(
+        tuple(map(ad.instantiate_zeros, tangents))
+    )
+    return [*([None] * KNOWN), *transposed, *([None] * len(valid))]
+
+
+ad.primitive_jvps[forward_p] = derivative_of_forward
+ad.primitive_transposes[tangents_p] = _transpose_of_tangents
+ad.primitive_transposes[backward_p] = _transpose_of_backward
