@@ -10,11 +10,10 @@ import shutil
 import subprocess
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from beside_fused import assert_close, mesh_of_cpus, setting, value_and_gradients
 from jax.interpreters import ad
-from jax.sharding import AxisType, PartitionSpec as Spec
+from jax.sharding import PartitionSpec as Spec
 
 from flax_lstm import (
     StackedLSTM,
@@ -25,8 +24,6 @@ from flax_lstm import (
 from flax_lstm.native import library
 
 SOURCE = pathlib.Path(__file__).parent / "persistent" / "on_cpu.cc"
-# Other orders of the same float32 sums, times the largest number of an array.
-TOLERANCE = 1e-5
 
 
 def compiled(to, *options):
@@ -82,38 +79,6 @@ def on_cpu(primitives, monkeypatch):
         yield
 
 
-def setting(steps, batch, inputs, units, *, lengths=False, **options):
-    kernels = StackedLSTM(inputs, units, **options, implementation="native")
-    fused = kernels.clone(implementation="fused")
-    keys = iter(jax.random.split(jax.random.key(0), 5))
-    x = jax.random.normal(next(keys), (steps, batch, inputs))
-    rows = kernels.num_layers * (2 if kernels.bidirectional else 1)
-    hx = tuple(jax.random.normal(next(keys), (rows, batch, units)) for _ in "hc")
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, steps + 1, batch) if lengths else None
-
-    def loss(stack):
-        def of(variables, x, hx):
-            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=counts)
-            return (jnp.sin(y).sum() + (h * c).sum()), (y, h, c)
-
-        return of
-
-    return loss(kernels), loss(fused), (fused.init(next(keys), x), x, hx)
-
-
-def assert_close(got, expected):
-    def check(got, expected):
-        bound = TOLERANCE * max(1e-3, np.abs(expected).max(initial=0))
-        np.testing.assert_allclose(got, expected, rtol=0, atol=bound)
-
-    jax.tree.map(check, got, expected)
-
-
-def value_and_gradients(loss):
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-
-
 # Rows of a block: 1, 2, 4, 8 for two processors; units in registers, and in shared
 # memory too; sizes at and beside the kernels'.
 SIZES = {
@@ -153,11 +118,7 @@ def test_without_a_derivative_nothing_is_kept(on_cpu):
 
 def test_shard_map_has_the_kernels_on_every_device(on_cpu):
     kernels, _, (variables, x, hx) = setting(3, 8, 2, 5)
-    devices = jax.devices("cpu")
-    n = max(n for n in (1, 2, 4) if n <= len(devices))
-    mesh = jax.make_mesh(
-        (n,), ("rows",), axis_types=(AxisType.Auto,), devices=devices[:n]
-    )
+    mesh = mesh_of_cpus()
     by_rows = Spec(None, "rows")
 
     def shard(variables, x, hx):
