@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType
 
 from flax_lstm import StackedLSTM
@@ -32,6 +33,14 @@ def setting(steps, batch, inputs, units, *, lengths=False, **options):
         return of
 
     return loss(by_loops), loss(fused), (variables, x, hx)
+
+
+def slow_but(sizes, names):
+    """Parameters of all `sizes`, by name, of which some are in the default run."""
+    return [
+        pytest.param(size, id=name, marks=() if name in names else pytest.mark.slow)
+        for name, size in sizes.items()
+    ]
 
 
 def mesh_of_cpus():

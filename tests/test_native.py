@@ -14,8 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from beside_fused import assert_close, setting, value_and_gradients
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
+from beside_fused import (
+    assert_close,
+    mesh_of_cpus,
+    setting,
+    slow_but,
+    value_and_gradients,
+)
+from jax.sharding import NamedSharding, PartitionSpec as Spec
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
 from flax_lstm.native import library
@@ -46,11 +52,14 @@ SIZES = {
 }
 
 
+DEFAULT = ("below_a_register", "no_multiple", "shared_units", "large_weights_in_place")
+
+
 @pytest.mark.parametrize(
     "threads",
     [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))],
 )
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("sizes", slow_but(SIZES, DEFAULT))
 def test_results_and_gradients_of_any_size(sizes, threads, native, monkeypatch):
     monkeypatch.setattr(_native_primitives, "usable_cores", lambda: threads)
     loops, fused, arguments = setting(*sizes, lengths=sizes[1] > 1, bidirectional=True)
@@ -221,10 +230,7 @@ def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed(native):
 
 def test_a_program_that_xla_spreads_over_devices_has_the_fused_loops(native):
     loops, fused, (variables, x, hx) = setting(3, 8, 2, 5)
-    n = max(n for n in (1, 2, 4) if n <= jax.device_count("cpu"))
-    mesh = jax.make_mesh(
-        (n,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:n]
-    )
+    mesh = mesh_of_cpus()
     x = jax.device_put(x, NamedSharding(mesh, Spec(None, "rows")))
     other = jax.device_put((variables, hx), NamedSharding(mesh, Spec()))
     arguments = (other[0], x, other[1])
@@ -236,10 +242,7 @@ def test_a_program_that_xla_spreads_over_devices_has_the_fused_loops(native):
 
 def test_shard_map_has_the_loops_on_every_device(native):
     loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
-    n = max(n for n in (1, 2, 4) if n <= jax.device_count("cpu"))
-    mesh = jax.make_mesh(
-        (n,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:n]
-    )
+    mesh = mesh_of_cpus()
     by_rows = Spec(None, "rows")
 
     def shard(variables, x, hx):

@@ -11,7 +11,13 @@ import subprocess
 
 import jax
 import pytest
-from beside_fused import assert_close, mesh_of_cpus, setting, value_and_gradients
+from beside_fused import (
+    assert_close,
+    mesh_of_cpus,
+    setting,
+    slow_but,
+    value_and_gradients,
+)
 from jax.interpreters import ad
 from jax.sharding import PartitionSpec as Spec
 
@@ -97,8 +103,11 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("lengths", [False, True])
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+DEFAULT = ("rows_by_two", "rows_by_four", "shared_memory")
+
+
+@pytest.mark.parametrize("lengths", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", slow_but(SIZES, DEFAULT))
 def test_results_and_gradients_are_the_fused_ones(sizes, lengths, on_cpu):
     kernels, fused, arguments = setting(*sizes, lengths=lengths, bidirectional=True)
     text = value_and_gradients(kernels).lower(*arguments).as_text()
