@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.data.dataset import Split
-from experiments.devices import ROWS, gathered
+from experiments.devices import device_index, gathered
 
 
 class DeviceSplit(NamedTuple):
@@ -87,8 +87,8 @@ def shares(order: jax.Array, batch_size: int, devices: int) -> jax.Array:
 def take_share(
     split: DeviceSplit, shares: jax.Array, step: jax.Array, white: int
 ) -> Batch:
-    """This device's share of batch number `step`, inside a shard_map over ROWS."""
-    device = jax.lax.axis_index(ROWS)
+    """This device's share of batch number `step`, inside `on_every_device`."""
+    device = device_index()
     index = shares[step, device]
     real = index >= 0
     index = jnp.maximum(index, 0)

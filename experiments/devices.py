@@ -8,6 +8,7 @@ several GPUs.
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,6 +96,40 @@ def _mesh(devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh(
         (len(devices),), (ROWS,), axis_types=axis_types, devices=devices
     )
+
+
+def on_every_device(function: Callable[..., Any], mesh: Mesh, in_specs, out_specs):
+    """`function` for each device's share, as `jax.shard_map` over ROWS has it.
+
+    On one device it is the function as it stands: a sum over one device would still be
+    a copy of all gradients.
+    """
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def device_index() -> jax.Array | int:
+    """Which of the devices runs this, inside `on_every_device`."""
+    return jax.lax.axis_index(ROWS) if _is_one_of_several() else 0
+
+
+def sum_of_devices(tree: Any) -> Any:
+    """The sum of what each device has, inside `on_every_device`."""
+    return jax.lax.psum(tree, ROWS) if _is_one_of_several() else tree
+
+
+def device_varying(tree: Any) -> Any:
+    """`tree`, of which each device goes on with its own, inside `on_every_device`."""
+    return jax.lax.pcast(tree, ROWS, to="varying") if _is_one_of_several() else tree
+
+
+def _is_one_of_several() -> bool:
+    try:
+        jax.lax.axis_index(ROWS)
+    except NameError:  # No such axis.
+        return False
+    return True
 
 
 def replicated(tree: Any, mesh: Mesh) -> Any:

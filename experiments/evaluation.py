@@ -16,7 +16,7 @@ from experiments.batches import (
     shares,
     take_share,
 )
-from experiments.devices import ROWS
+from experiments.devices import device_varying, on_every_device, sum_of_devices
 from experiments.model_input import ModelInput
 from flax_lstm import SequenceClassifier
 
@@ -35,10 +35,7 @@ def evaluate(
     examples = len(split.labels)
     batch_size = min(_BATCH_SIZE, examples)
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec()
-    )
-    def on_every_device(params, split):
+    def score_share(params, split):
         order = shares(jnp.arange(examples), batch_size, mesh.size)
 
         def body(step, totals):
@@ -47,7 +44,8 @@ def evaluate(
             return add(totals, score(logits, batch))
 
         steps = num_batches(examples, batch_size)
-        zero = jax.lax.pcast(Totals.zero(), ROWS, to="varying")
-        return jax.lax.psum(jax.lax.fori_loop(0, steps, body, zero), ROWS)
+        zero = device_varying(Totals.zero())
+        return sum_of_devices(jax.lax.fori_loop(0, steps, body, zero))
 
-    return on_every_device(params, split)
+    everywhere = PartitionSpec()
+    return on_every_device(score_share, mesh, everywhere, everywhere)(params, split)

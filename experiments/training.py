@@ -30,7 +30,13 @@ from experiments.batches import (
     shares,
     take_share,
 )
-from experiments.devices import ROWS, replicated
+from experiments.devices import (
+    ROWS,
+    device_varying,
+    on_every_device,
+    replicated,
+    sum_of_devices,
+)
 from experiments.dropout import masks_by_row
 from experiments.model_input import ModelInput
 from experiments.processes import agree, fetch
@@ -169,13 +175,7 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
             images = warped(epochs.warp, key, share.rows, images)
         return epochs.model_input.of(images)
 
-    @functools.partial(
-        jax.shard_map,
-        mesh=epochs.mesh,
-        in_specs=(everywhere, everywhere, by_device, everywhere, everywhere),
-        out_specs=(everywhere, by_device, by_device),
-    )
-    def on_every_device(split, state, sums, order, steps):
+    def run(split, state, sums, order, steps):
         def body(step, carry):
             state, sums, sound = carry
             share = take_share(split, order, step, epochs.model_input.white)
@@ -185,17 +185,23 @@ def _run_steps(epochs: Epochs, state, sums, order, first, last):
             return state, sums, sound + jnp.isfinite(sums.loss)
 
         own = Totals(*(array[0] for array in sums))
-        sound = jax.lax.pcast(jnp.zeros((), jnp.int32), ROWS, to="varying")
+        sound = device_varying(jnp.zeros((), jnp.int32))
         state, *counted = jax.lax.fori_loop(*steps, body, (state, own, sound))
         return state, *jax.tree.map(lambda array: array[None], counted)
 
-    return on_every_device(epochs.split, state, sums, order, (first, last))
+    spread = on_every_device(
+        run,
+        epochs.mesh,
+        in_specs=(everywhere, everywhere, by_device, everywhere, everywhere),
+        out_specs=(everywhere, by_device, by_device),
+    )
+    return spread(epochs.split, state, sums, order, (first, last))
 
 
 def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
     """One step on the mean cross-entropy of the batch's real examples.
 
-    To be called inside a shard_map over ROWS.
+    To be called inside `on_every_device`.
 
     Args:
         state: the same on all devices.
@@ -205,7 +211,7 @@ def train_step(state: TrainState, share: Batch) -> tuple[TrainState, Totals]:
         The new state, the same on all devices, and the totals of the share.
     """
     dropout_key = jax.random.fold_in(state.dropout_key, state.step)
-    examples = jax.lax.psum(share.weights.sum(), ROWS)
+    examples = sum_of_devices(share.weights.sum())
 
     def loss(params):
         with masks_by_row(share.rows):

@@ -1,7 +1,5 @@
 """What is timed of ours: the experiment's own training step, and inference."""
 
-import functools
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -9,7 +7,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments.batches import Batch
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
-from experiments.devices import LEAST_ROWS_A_DEVICE, ROWS, replicated
+from experiments.devices import (
+    LEAST_ROWS_A_DEVICE,
+    ROWS,
+    on_every_device,
+    replicated,
+)
 from experiments.train_state import create_state, optimizer
 from experiments.training import train_step
 from flax_lstm import LSTMClassifier
@@ -68,17 +71,16 @@ class Ours:
         params = replicated(self._state(sizes).params, mesh)
         inputs = self._batch(sizes, mesh).inputs
 
-        @jax.jit
-        @functools.partial(
-            jax.shard_map,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
-            out_specs=PartitionSpec(ROWS),
-        )
         def logits(params, inputs):
             return model.apply({"params": params}, inputs)
 
-        compiled = logits.lower(params, inputs).compile()
+        spread = on_every_device(
+            logits,
+            mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+            out_specs=PartitionSpec(ROWS),
+        )
+        compiled = jax.jit(spread).lower(params, inputs).compile()
         return lambda: jax.block_until_ready(compiled(params, inputs))
 
     def compiling(self, sizes: Sizes) -> Work:
@@ -100,12 +102,10 @@ class Ours:
             )
 
         everywhere, by_rows = PartitionSpec(), PartitionSpec(ROWS)
-        return jax.jit(
-            jax.shard_map(
-                steps, mesh=mesh, in_specs=(everywhere, by_rows), out_specs=everywhere
-            ),
-            donate_argnums=0,
+        spread = on_every_device(
+            steps, mesh, in_specs=(everywhere, by_rows), out_specs=everywhere
         )
+        return jax.jit(spread, donate_argnums=0)
 
     def _mesh(self, sizes: Sizes) -> Mesh:
         weight_bytes = 4 * 4 * sizes.hidden * 2 * sizes.hidden  # Of an upper layer.
