@@ -14,6 +14,7 @@ from experiments.benchmark.report import Comparison, Report, table
 from experiments.benchmark.run import environment
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Timing, calls_of, in_turn
+from experiments.devices import replicated
 from flax_lstm.native.cores import usable_cores
 
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
@@ -42,6 +43,16 @@ def test_a_contender_trains_and_infers(make):
         work = kind(TINY)
         work()
         work()
+
+
+@pytest.mark.parametrize(("devices", "sums"), [(1, False), (2, True)])
+def test_a_step_on_one_device_sums_over_none(devices, sums):
+    """Which XLA:CPU would do by a copy of all gradients."""
+    ours = Ours("fused", all_devices=True, num_devices=devices)
+    mesh = ours._mesh(TINY)
+    state = replicated(ours._state(TINY), mesh)
+    text = ours._step(mesh).lower(state, ours._batch(TINY, mesh)).as_text()
+    assert ("stablehlo.all_reduce" in text) == sums
 
 
 def test_contenders_take_turns_and_every_round_starts_with_another():
