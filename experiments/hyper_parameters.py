@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Any
 
+from experiments.allocator import step_bytes
 from experiments.data.dataset import Dataset
 from experiments.model_input import ModelInput
 from experiments.recipes import RECIPES, Recipe
 from flax_lstm import CLASSIFIERS, SequenceClassifier
 
+# MNIST's; to be known before there is a dataset.
+_IMAGE_SHAPE = (28, 28)
 _FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
 
@@ -66,6 +69,14 @@ class HyperParameters:
             for name, value in dataclasses.asdict(self).items()
             if recorded.get(name) != value
         ]
+
+    @property
+    def step_bytes(self) -> int:
+        """About how much a training step holds, of images of `_IMAGE_SHAPE`."""
+        steps, _ = ModelInput(white=1, sequence=self.sequence).shape(*_IMAGE_SHAPE)
+        directions = 2 if self.bidirectional else 1
+        units = directions * self.hidden_size
+        return step_bytes(self.batch_size, steps, units, self.num_layers)
 
     @property
     def training_recipe(self) -> Recipe:

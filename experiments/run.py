@@ -59,7 +59,7 @@ def train_and_test(
     Raises:
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
-    keep_freed_memory()
+    keep_freed_memory(parameters.step_bytes)
     claim_cores(num_devices, parameters.cell)
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None

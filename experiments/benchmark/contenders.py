@@ -55,7 +55,7 @@ class Alone:
     def work(self, kind: str, sizes: Sizes) -> Work:
         """`training` or `inference`; to be called in that process, before JAX runs."""
         if self.keeps_memory:
-            keep_freed_memory()
+            keep_freed_memory(sizes.step_bytes)
         if self.claim is not None:
             self.claim()
         return getattr(self.contender, kind)(sizes)

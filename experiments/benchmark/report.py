@@ -10,14 +10,14 @@ from typing import Any
 
 from experiments.benchmark.timing import Timing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """One piece of work and what each contender took for it, in `unit`.
 
-    `values` are medians. `timings` has their quartiles where they are times.
+    `values` are medians. `timings` has what they are medians of where they are times.
     `ratios` says which contenders to divide: (ours, the other).
     """
 
@@ -30,9 +30,14 @@ class Comparison:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def ratio(self, ours: str, other: str) -> float | None:
-        """Ours over the other's, or None where one of them could not be had."""
+        """Ours over the other's, or None where one of them could not be had.
+
+        Of times, the median of what it was in each round.
+        """
         if ours not in self.values or other not in self.values:
             return None
+        if ours in self.timings and other in self.timings:
+            return self.timings[ours].over(self.timings[other])
         return self.values[ours] / self.values[other]
 
 

@@ -31,7 +31,8 @@ def run(quick: bool, scales: bool, output: str) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(max(scaling.COUNTS) if scales else usable_cores())
     # Else what one contender leaves behind in the allocator is another's gain.
-    keep_freed_memory()
+    largest = max(sizes.step_bytes for sizes in sections.GROWTH["T"])
+    keep_freed_memory(largest)
     start = time.perf_counter()
     report = Report(environment())
     print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)
@@ -53,9 +54,9 @@ def run(quick: bool, scales: bool, output: str) -> None:
         show(sections.training_and_inference(seconds=6))
         show(sections.costs(repeats=5))
         show(sections.whole_epoch(rounds=3))
-        show(sections.grid(seconds=2))
+        show(sections.grid(seconds=4))
         growth: dict[str, list[Comparison]] = {}
-        for axis, comparison in sections.growth(seconds=2):
+        for axis, comparison in sections.growth(seconds=3):
             growth.setdefault(axis, []).append(comparison)
         show(comparison for rows in growth.values() for comparison in rows)
         sizes = {axis: sections.growth_values(axis) for axis in growth}

@@ -203,7 +203,7 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
 
 
 def _epoch_of_ours() -> Work:
-    keep_freed_memory()
+    keep_freed_memory(NOTES.step_bytes)
     claim_cores()
     return epoch.ours(*epoch.made_up_splits())
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from experiments.allocator import step_bytes
+
 CLASSES = 10
 
 
@@ -13,6 +15,11 @@ class Sizes(NamedTuple):
     inputs: int = 28
     hidden: int = 128
     layers: int = 2
+
+    @property
+    def step_bytes(self) -> int:
+        """About how much a training step holds."""
+        return step_bytes(self.batch, self.steps, self.hidden, self.layers)
 
     def __str__(self) -> str:
         return f"B {self.batch}, T {self.steps}, H {self.hidden}, L {self.layers}"

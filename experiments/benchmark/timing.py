@@ -12,7 +12,7 @@ Work = Callable[[], None]
 Calls = Callable[[int], float]
 """Does the work so many times, and returns the mean of the seconds that one took."""
 
-_SAMPLE_SECONDS = 0.1
+_SAMPLE_SECONDS = 0.05
 _LEAST_ROUNDS = 5
 # Work that takes longer does not feel what ran before it.
 _LONG_SECONDS = 0.5
@@ -20,12 +20,22 @@ _LONG_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds for one unit of work: median and quartiles over the rounds."""
+    """Seconds that one unit of work took in each round."""
 
-    median: float
-    first_quartile: float
-    third_quartile: float
-    rounds: int
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def over(self, other: "Timing") -> float:
+        """How many times the other's time: the median of the rounds' own ratios.
+
+        Both were timed within a second in each round. A machine that is slower in some
+        rounds than in others moves the medians, and their ratio, but not that.
+        """
+        pairs = zip(self.samples, other.samples, strict=True)
+        return statistics.median(mine / others for mine, others in pairs)
 
 
 def calls_of(work: Work) -> Calls:
@@ -42,7 +52,7 @@ def in_turn(
     """Times each contender once a round, so that all see the same machine.
 
     Each is called beforehand, where compiling and first allocations fall. A sample
-    is the mean of as many calls as take 0.1 s, after one that is not timed, in which
+    is the mean of as many calls as take 0.05 s, after one that is not timed, in which
     the caches and thread pools of the one before give way (work of more than half a
     second goes without). Every round begins with another contender.
 
@@ -75,7 +85,7 @@ def in_turn(
         done += 1
     units = units or {}
     return {
-        name: _timing([value / units.get(name, 1) for value in values])
+        name: Timing(tuple(value / units.get(name, 1) for value in values))
         for name, values in samples.items()
     }
 
@@ -85,10 +95,3 @@ def _seconds(work: Work, calls: int) -> float:
     for _ in range(calls):
         work()
     return (time.perf_counter() - start) / calls
-
-
-def _timing(samples: list[float]) -> Timing:
-    if len(samples) == 1:
-        return Timing(samples[0], samples[0], samples[0], 1)
-    first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(median, first, third, len(samples))

@@ -76,8 +76,8 @@ struct Backward : Layer {
         give_x(0, panel, {0, steps * batch});
       });
     } else {
-      in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
-        const Share rows = share_of(batch, item, threads);
+      in_phases(pool, threads, 1, parts, [&](int64_t, int64_t part) {
+        const Share rows = rows_of(part);
         for (int64_t s = steps - 1; s >= 0; --s) {
           gates_of(s, rows);
           for (int64_t panel = 0; panel < of_h; ++panel) give_h(s, panel, rows);

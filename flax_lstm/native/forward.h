@@ -26,13 +26,19 @@ struct Forward : Layer {
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t blocks = divided_up(units, kLanes);
     const int64_t state_size = valid != nullptr ? batch * units : 0;
-    const Scratch weights(blocks * block_size());
+    const Scratch weights_h(blocks * units * kPanel);
+    const Scratch weights_x((by_units ? threads : blocks) * x_panel_size());
     const Scratch states(2 * state_size);
-    packed_ = weights.get();
+    packed_h_ = weights_h.get();
+    packed_x_ = weights_x.get();
     h_[0] = states.get();
     h_[1] = h_[0] + state_size;
 
-    in_phases(pool, threads, 1, blocks, [&](int64_t, int64_t block) { pack(block); });
+    const auto pack_all = [&](int64_t, int64_t block) {
+      pack(w_h, units, block, packed_h_ + block * units * kPanel);
+      if (!by_units) pack_x(block, packed_x_ + block * x_panel_size());
+    };
+    in_phases(pool, threads, 1, blocks, pack_all);
     if (by_units) {
       const int64_t at_once = std::clamp<int64_t>(
           kRowsAhead / std::max<int64_t>(batch, 1), 1, steps);
@@ -40,8 +46,14 @@ struct Forward : Layer {
       z_x_ = products.get();
       for (int64_t start = 0; start < steps; start += at_once) {
         ahead_ = {start, std::min(start + at_once, steps)};
-        in_phases(pool, threads, 1, blocks,
-                  [&](int64_t, int64_t block) { multiply_inputs(block); });
+        in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
+          float* panel = packed_x_ + item * x_panel_size();
+          const Share share = share_of(blocks, item, threads);
+          for (int64_t block = share.begin; block < share.end; ++block) {
+            pack_x(block, panel);
+            multiply_inputs(block, panel);
+          }
+        });
         const int64_t count = ahead_.end - ahead_.begin;
         in_phases(pool, threads, count, threads, [&](int64_t phase, int64_t item) {
           const Share share = share_of(blocks, item, threads);
@@ -52,8 +64,8 @@ struct Forward : Layer {
       }
     } else {
       z_x_ = nullptr;
-      in_phases(pool, threads, 1, threads, [&](int64_t, int64_t item) {
-        const Share rows = share_of(batch, item, threads);
+      in_phases(pool, threads, 1, parts, [&](int64_t, int64_t part) {
+        const Share rows = rows_of(part);
         for (int64_t s = 0; s < steps; ++s) {
           for (int64_t block = 0; block < blocks; ++block) step<keeps>(s, block, rows);
         }
@@ -64,7 +76,9 @@ struct Forward : Layer {
  private:
   static constexpr int64_t kRowsAhead = 256;
 
-  float* packed_;
+  // A panel of a block's weights: (H, kPanel), and (1 + I, kPanel) with the bias first.
+  // Where units are shared out, each thread has room for one of the latter.
+  float *packed_h_, *packed_x_;
   // If units are shared out: x·W_x + b of the steps `ahead_`, as they follow in time,
   // (blocks, steps, B, kPanel), for which W_x is read once. Else it is cheaper to
   // multiply anew than to write it down.
@@ -73,22 +87,21 @@ struct Forward : Layer {
   // With lengths: h before and after a step, which outputs of zero don't tell.
   float* h_[2];
 
-  int64_t block_size() const { return (1 + inputs + units) * kPanel; }
+  int64_t x_panel_size() const { return (1 + inputs) * kPanel; }
 
-  // The bias and the weights of a block of kLanes units.
-  void pack(int64_t block) const {
+  // Some rows of the gates' weights, of a block of kLanes units.
+  float* pack(const Gates& from, int64_t rows, int64_t block, float* to) const {
     const int64_t unit = block * kLanes, count = units - unit;
-    float* to = packed_ + block * block_size();
-    const auto append = [&](const Gates& from, int64_t rows) {
-      for (int64_t k = 0; k < rows; ++k) {
-        for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
-          store(to, load(from[gate] + k * units + unit, count));
-        }
+    for (int64_t k = 0; k < rows; ++k) {
+      for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
+        store(to, load(from[gate] + k * units + unit, count));
       }
-    };
-    append(bias, 1);
-    append(w_x, inputs);
-    append(w_h, units);
+    }
+    return to;
+  }
+
+  void pack_x(int64_t block, float* to) const {
+    pack(w_x, inputs, block, pack(bias, 1, block, to));
   }
 
   int64_t rows_ahead() const { return (ahead_.end - ahead_.begin) * batch; }
@@ -98,8 +111,7 @@ struct Forward : Layer {
     return (reverse ? steps - ahead_.end : ahead_.begin) * batch;
   }
 
-  void multiply_inputs(int64_t block) const {
-    const float* panel = packed_ + block * block_size();
+  void multiply_inputs(int64_t block, const float* panel) const {
     const float* from = x + first_row_ahead() * inputs;
     float* to = z_x_ + block * rows_ahead() * kPanel;
     in_tiles(0, rows_ahead(), [&]<int R>(int64_t first) {
@@ -134,7 +146,6 @@ struct Forward : Layer {
   template <int R, bool keeps>
   void tile(int64_t s, int64_t block, int64_t first, const float* h) const {
     const int64_t t = time(s), unit = block * kLanes, count = units - unit;
-    const float* panel = packed_ + block * block_size();
     const int64_t step_row = t * batch + first;
     const float *x_rows[R], *h_rows[R];
     Vector z[R][kGates];
@@ -147,10 +158,11 @@ struct Forward : Layer {
       const float* from = z_x_ + row * kPanel;
       for (int r = 0; r < R; ++r) load_gates(z[r], from + r * kPanel);
     } else {
+      const float* panel = packed_x_ + block * x_panel_size();
       for (int r = 0; r < R; ++r) load_gates(z[r], panel);
       add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
     }
-    add_products<R, kGates>(z, h_rows, panel + (1 + inputs) * kPanel, units);
+    add_products<R, kGates>(z, h_rows, packed_h_ + block * units * kPanel, units);
 
     for (int r = 0; r < R; ++r) {
       const int64_t in_state = (first + r) * units + unit;

@@ -5,9 +5,11 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 
+#include "phases.h"
 #include "vectors.h"
 
 namespace flax_lstm {
@@ -23,13 +25,17 @@ using GateGradients = float* [kGates];
 // What the derivative needs of every step; (T, B, H) each.
 enum Kept { kI, kF, kG, kO, kC, kKept };  // c is that which the step started from.
 
+inline int64_t divided_up(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
 struct Layer {
   int64_t steps, batch, inputs, units;
   bool reverse;
   const bool* valid;  // (T, B), or null if every step counts.
   // How many threads, and whether they share the units of all rows, which costs a
-  // meeting at every step, or the rows.
-  int64_t threads;
+  // meeting at every step, or the rows, in so many parts.
+  int64_t threads, parts;
   bool by_units;
 
   // The time of the s-th step.
@@ -39,27 +45,37 @@ struct Layer {
     return valid == nullptr || valid[t * batch + row];
   }
 
-  bool has_large_weights() const {
-    constexpr int64_t kLargeBytes = 1 << 19;
-    const int64_t bytes = sizeof(float) * kGates * units * (inputs + units);
-    return bytes > kLargeBytes;
+  int64_t weight_bytes() const {
+    return sizeof(float) * kGates * units * (inputs + units);
   }
 
-  // With few rows a thread and more weights than its own cache holds, reading them is
-  // what costs: then each thread reads its units' weights only.
+  // Larger than what a core's own cache holds beside all else.
+  bool has_large_weights() const { return weight_bytes() > 1 << 19; }
+
+  // Units are shared out if that many rows would leave threads without work, and a
+  // step is long beside a meeting; and if there are few rows a thread and reading large
+  // weights is what costs: then each thread reads its units' only.
   void share_out(int64_t available) {
     constexpr int64_t kFewRows = 24;
     constexpr int64_t kLeastRows = 8;
-    by_units = available > 1 && batch < kFewRows * available && has_large_weights();
+    constexpr int64_t kBytesWorthMeeting = 1 << 18;
+    constexpr int64_t kPartsAThread = 4;
+    constexpr int64_t kRowsAPart = 2 * kRows;
+    const bool leaves_some = batch < kLeastRows * available;
+    by_units = available > 1 &&
+               ((leaves_some && weight_bytes() > kBytesWorthMeeting) ||
+                (batch < kFewRows * available && has_large_weights()));
     const int64_t most = by_units ? available : batch / kLeastRows;
     threads = most < available ? most : available;
     if (threads < 1) threads = 1;
+    // A thread that another program holds up leaves parts to the others. But every part
+    // reads all weights, and large ones from far.
+    const int64_t most_parts = has_large_weights() ? threads : kPartsAThread * threads;
+    parts = std::clamp(batch / kRowsAPart, threads, most_parts);
   }
-};
 
-inline int64_t divided_up(int64_t count, int64_t size) {
-  return (count + size - 1) / size;
-}
+  Share rows_of(int64_t part) const { return share_of(batch, part, parts); }
+};
 
 // Aligned numbers without a first value.
 class Scratch {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <new>
 #include <thread>
-#include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -33,45 +33,63 @@ inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
 // Calls work(phase, item) for every item of every phase, on up to `threads` threads,
 // and begins a phase only when the one before it has ended.
 //
-// A thread takes the next item when it is free. So nobody waits for a thread that has
-// not begun: where all others are busy, the caller does the whole work itself.
+// A thread begins each phase with the same items, whose numbers its cache holds, and
+// then takes what nobody has begun. So nobody waits for a thread that has not begun:
+// where all others are busy, the caller does the whole work itself.
 //
 // Throws std::bad_alloc, when all threads have ended, if a call of work did.
 template <typename Work>
 void in_phases(xla::ffi::ThreadPool& pool, int64_t threads, int64_t phases,
                int64_t items, const Work& work) {
+  threads = std::min(threads, items);
+  if (threads <= 1) {
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      for (int64_t item = 0; item < items; ++item) work(phase, item);
+    }
+    return;
+  }
+  // A cache line each: they are written by several threads.
+  struct alignas(64) Item {
+    std::atomic<int64_t> phase{0};  // That which nobody has begun.
+  };
   struct Progress {
-    std::atomic<int64_t> taken{0};
+    explicit Progress(int64_t items) : items(items) {}
+    std::vector<Item> items;
     std::atomic<int64_t> ended{0};
     std::atomic<bool> lacks_memory{false};
   };
-  const int64_t total = phases * items;
   // A thread that comes late finds nothing left, but looks: this outlives the call.
-  auto progress = std::make_shared<Progress>();
-  const auto take_all = [progress, total, items, &work] {
-    int64_t item;
-    while ((item = progress->taken.fetch_add(1)) < total) {
-      const int64_t phase = item / items;
-      wait_for(progress->ended, phase * items);
-      try {
-        work(phase, item % items);
-      } catch (const std::bad_alloc&) {
-        progress->lacks_memory = true;
+  auto progress = std::make_shared<Progress>(items);
+  const auto take_all = [progress, phases, items, &work](int64_t first) {
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      for (int64_t n = 0; n < items; ++n) {
+        const int64_t item = first + n < items ? first + n : first + n - items;
+        std::atomic<int64_t>& next = progress->items[item].phase;
+        int64_t expected = phase;
+        if (next.load(std::memory_order_relaxed) != phase ||
+            !next.compare_exchange_strong(expected, phase + 1)) {
+          continue;
+        }
+        wait_for(progress->ended, phase * items);
+        try {
+          work(phase, item);
+        } catch (const std::bad_alloc&) {
+          progress->lacks_memory = true;
+        }
+        progress->ended.fetch_add(1, std::memory_order_release);
       }
-      progress->ended.fetch_add(1, std::memory_order_release);
     }
   };
-  const int64_t others = std::min(threads, items) - 1;
-  for (int64_t other = 0; other < others; ++other) {
-    auto copy = take_all;
+  for (int64_t other = 1; other < threads; ++other) {
+    const int64_t first = other * items / threads;
     try {
-      pool.Schedule(std::move(copy));
+      pool.Schedule([take_all, first] { take_all(first); });
     } catch (const std::bad_alloc&) {
       break;  // With fewer threads: those that have begun need what is here.
     }
   }
-  take_all();
-  wait_for(progress->ended, total);
+  take_all(0);
+  wait_for(progress->ended, phases * items);
   if (progress->lacks_memory) throw std::bad_alloc();
 }
 

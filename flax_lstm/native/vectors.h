@@ -107,10 +107,13 @@ FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
 }
 
 // Calls tile<R>(first) for tiles of R = kRows of the rows [begin, end), and of fewer at
-// the end.
+// the end, but not of a single one, if there are others: it would take as long as two.
 template <int R = kRows, typename Tile>
 inline void in_tiles(int64_t begin, int64_t end, const Tile& tile) {
-  for (; begin + R <= end; begin += R) tile.template operator()<R>(begin);
+  for (; begin + R <= end; begin += R) {
+    if (R > 2 && begin + R == end - 1) break;
+    tile.template operator()<R>(begin);
+  }
   if constexpr (R > 1) {
     if (begin < end) in_tiles<R - 1>(begin, end, tile);
   }

@@ -64,7 +64,7 @@ def test_contenders_take_turns_and_every_round_starts_with_another():
     timings = in_turn(works, rounds=2)
     # Twice beforehand; then a call that is not timed and one that is.
     assert called == ["a"] * 2 + ["b"] * 2 + [*"aabb"] + [*"bbaa"]
-    assert {timing.rounds for timing in timings.values()} == {2}
+    assert {len(timing.samples) for timing in timings.values()} == {2}
 
 
 def test_a_call_of_several_steps_counts_as_several():
@@ -76,16 +76,24 @@ def test_a_call_of_several_steps_counts_as_several():
 
 
 def comparison():
-    timing = Timing(0.001, 0.001, 0.002, 7)
     return Comparison(
         "training step",
         str(TINY),
         "ms",
         {"ours": 1.0, "torch": 4.0},
         (("ours", "torch"), ("ours", "torch.compile")),
-        {"ours": timing, "torch": timing},
+        {
+            "ours": Timing((0.001, 0.001, 0.002)),
+            "torch": Timing((0.002, 0.004, 0.008)),
+        },
         {"torch.compile": "RuntimeError: no compiler"},
     )
+
+
+def test_a_ratio_is_that_of_the_rounds():
+    slower_each_round = Timing((1.0, 2.0, 8.0)), Timing((2.0, 8.0, 16.0))
+    # The medians' would be 0.25.
+    assert slower_each_round[0].over(slower_each_round[1]) == 0.5
 
 
 def test_a_table_shows_ratios_and_what_could_not_be_measured():
@@ -102,7 +110,7 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     assert content["environment"] == {"device": "one"}
     (row,) = content["comparisons"]
     assert row["ratios"] == {"ours / torch": 0.25, "ours / torch.compile": None}
-    assert row["timings"]["ours"]["rounds"] == 7
+    assert row["timings"]["ours"] == {"samples": [0.001, 0.001, 0.002]}
 
 
 def test_the_growth_is_drawn(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from experiments import devices, training
+from experiments.allocator import step_bytes
 from experiments.batches import DeviceSplit, num_batches, shares
 from experiments.data import digits
 from experiments.data.dataset import Split
@@ -83,11 +84,11 @@ def test_every_device_has_at_least_25_rows(batch_size, count):
     assert devices.row_mesh(batch_size).size == min(count, jax.device_count())
 
 
-def devices_in_a_process(script, **environment):
+def devices_in_a_process(script, arguments=(), **environment):
     """What `script` prints, in a process of its own with no setting but these."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("XLA", "JAX"))}
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
         text=True,
@@ -206,7 +207,32 @@ def test_more_devices_than_there_are():
 
 def test_freed_memory_is_kept_unless_told_otherwise_outside():
     script = "from experiments.allocator import keep_freed_memory as keep;"
-    script += "print(int(keep()))"
+    script += "print(int(keep(0) and keep(2**30)))"
     is_glibc = platform.libc_ver()[0] == "glibc"
     assert devices_in_a_process(script) == is_glibc
     assert devices_in_a_process(script, MALLOC_ARENA_MAX="2") == 0
+
+
+_ARENAS = """
+import ctypes, os, sys, tempfile, threading
+from experiments.allocator import keep_freed_memory
+keep_freed_memory(int(sys.argv[1]))
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+threads = [threading.Thread(target=libc.malloc, args=(5000,)) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+with tempfile.TemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fdopen(os.dup(file.fileno()), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    file.seek(0)
+    print(file.read().count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_threads_share_an_arena_if_there_is_much_to_hold():
+    little, much = (step_bytes(32, steps, 128, 2) for steps in (28, 784))
+    assert devices_in_a_process(_ARENAS, arguments=[str(little)]) > 1
+    assert devices_in_a_process(_ARENAS, arguments=[str(much)]) == 1
