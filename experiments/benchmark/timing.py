@@ -13,6 +13,8 @@ Calls = Callable[[int], float]
 """Does the work so many times, and returns the mean of the seconds that one took."""
 
 _SAMPLE_SECONDS = 0.05
+# For 9 ms after its last call torch's threads wait for the next one, and keep a core.
+_SETTLE_SECONDS = 0.02
 _LEAST_ROUNDS = 5
 # Work that takes longer does not feel what ran before it.
 _LONG_SECONDS = 0.5
@@ -52,7 +54,7 @@ def in_turn(
     """Times each contender once a round, so that all see the same machine.
 
     Each is called beforehand, where compiling and first allocations fall. A sample
-    is the mean of as many calls as take 0.05 s, after one that is not timed, in which
+    is the mean of as many calls as take 0.05 s, after some that are not timed, in which
     the caches and thread pools of the one before give way (work of more than half a
     second goes without). Every round begins with another contender.
 
@@ -70,7 +72,9 @@ def in_turn(
         once = work(1)
         if once < _LONG_SECONDS:
             once = work(1)  # The first one may have compiled.
-        settle[name] = once < _LONG_SECONDS
+        settle[name] = (
+            max(1, round(_SETTLE_SECONDS / once)) if once < _LONG_SECONDS else 0
+        )
         calls[name] = max(1, round(_SAMPLE_SECONDS / once))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -80,7 +84,7 @@ def in_turn(
         first = done % len(names)
         for name in names[first:] + names[:first]:
             if settle[name]:
-                contenders[name](1)
+                contenders[name](settle[name])
             samples[name].append(contenders[name](calls[name]))
         done += 1
     units = units or {}

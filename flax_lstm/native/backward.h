@@ -35,7 +35,8 @@ struct Backward : Layer {
     const int64_t of_h = divided_up(units, kPanel);
     const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = of_h + of_x;
-    in_place_ = batch <= kFewRows && has_large_weights();
+    in_place_ = batch <= kFewRows &&
+                (has_large_weights() || (by_units && batch * steps <= kFewInAll));
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
@@ -100,8 +101,10 @@ struct Backward : Layer {
   static constexpr int64_t kDepth = 512;
   static constexpr int64_t kRowsAtOnce = 128;
 
-  // With up to so many, laying out large weights costs more than it gains.
+  // Up to which laying out weights costs more than it gains: rows, if the weights are
+  // large, and else rows of all steps, too.
   static constexpr int64_t kFewRows = 6;
+  static constexpr int64_t kFewInAll = 64;
 
   bool in_place_;                // Weights are read as they are.
   float *packed_h_, *packed_x_;  // Else panels of transposed weights.
