@@ -48,6 +48,8 @@ SIZES = {
     "shared_units": (3, 9, 70, 192),
     "shared_units_of_one_row": (4, 1, 8, 200),
     "large_weights_in_place": (3, 5, 70, 190),
+    "shared_units_of_fewer_rows": (20, 5, 28, 128),
+    "weights_in_place": (4, 3, 28, 128),
     "more_steps_than_are_multiplied_ahead": (40, 9, 70, 192),
 }
 
@@ -69,8 +71,13 @@ def test_results_and_gradients_of_any_size(sizes, threads, native, monkeypatch):
 
 @pytest.mark.parametrize(
     "sizes",
-    [SIZES["many_rows"], SIZES["shared_units"], SIZES["large_weights_in_place"]],
-    ids=["rows_shared", "units_shared", "in_place"],
+    [
+        SIZES["many_rows"],
+        SIZES["shared_units"],
+        SIZES["large_weights_in_place"],
+        SIZES["weights_in_place"],
+    ],
+    ids=["rows_shared", "units_shared", "large_in_place", "in_place"],
 )
 def test_the_number_of_threads_changes_no_bit(sizes, native, monkeypatch):
     results = []

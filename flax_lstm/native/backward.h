@@ -35,8 +35,9 @@ struct Backward : Layer {
     const int64_t of_h = divided_up(units, kPanel);
     const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = of_h + of_x;
-    in_place_ = batch <= kFewRows &&
-                (has_large_weights() || (by_units && batch * steps <= kFewInAll));
+    const bool are_many = batch * steps <= kFewInAll ? has_weights_worth_meeting()
+                                                     : has_large_weights();
+    in_place_ = batch <= kFewRows && are_many;
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
@@ -101,8 +102,8 @@ struct Backward : Layer {
   static constexpr int64_t kDepth = 512;
   static constexpr int64_t kRowsAtOnce = 128;
 
-  // Up to which laying out weights costs more than it gains: rows, if the weights are
-  // large, and else rows of all steps, too.
+  // Up to which laying out weights costs more than it gains: rows; and the rows of all
+  // steps, unless the weights are large.
   static constexpr int64_t kFewRows = 6;
   static constexpr int64_t kFewInAll = 64;
 

@@ -52,18 +52,20 @@ struct Layer {
   // Larger than what a core's own cache holds beside all else.
   bool has_large_weights() const { return weight_bytes() > 1 << 19; }
 
-  // Units are shared out if that many rows would leave threads without work, and a
-  // step is long beside a meeting; and if there are few rows a thread and reading large
-  // weights is what costs: then each thread reads its units' only.
+  // So many that a step, even of one row, is long beside a meeting of the threads.
+  bool has_weights_worth_meeting() const { return weight_bytes() > 1 << 18; }
+
+  // Units are shared out if rows would leave threads without work, and if there are few
+  // rows a thread and large weights: reading them is what costs then, and each thread
+  // reads its units' only.
   void share_out(int64_t available) {
     constexpr int64_t kFewRows = 24;
     constexpr int64_t kLeastRows = 8;
-    constexpr int64_t kBytesWorthMeeting = 1 << 18;
     constexpr int64_t kPartsAThread = 4;
     constexpr int64_t kRowsAPart = 2 * kRows;
     const bool leaves_some = batch < kLeastRows * available;
     by_units = available > 1 &&
-               ((leaves_some && weight_bytes() > kBytesWorthMeeting) ||
+               ((leaves_some && has_weights_worth_meeting()) ||
                 (batch < kFewRows * available && has_large_weights()));
     const int64_t most = by_units ? available : batch / kLeastRows;
     threads = most < available ? most : available;
