@@ -12,10 +12,9 @@ import platform
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
-# Of the 64 MiB that a thread's own arena keeps. Training steps that need less take up
-# to a fifth less time if each thread has one (1 row of 32 units), those that need more
-# up to a quarter more (256 rows of 128 units).
-_ARENA_BYTES = 48 * 2**20
+# glibc keeps blocks of up to 32 MiB by itself, once it has seen one go. Below that, one
+# arena costs more than it gains: its lock is a fifth of a step of 1 row of 32 units.
+_LARGE_BYTES = 24 * 2**20
 
 
 def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
@@ -29,17 +28,16 @@ def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
     return 4 * batch * steps * units * (layers * of_each_layer + of_one)
 
 
-def keep_freed_memory(bytes_at_once: int) -> bool:
+def keep_if_large(bytes_at_once: int) -> bool:
+    """`keep_freed_memory()` if the process's work holds so much that it gains by it."""
+    return bytes_at_once > _LARGE_BYTES and keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
     """Tells glibc so for this process; returns whether it was told.
 
     Another C library is left alone, and so are settings from outside
     (`MALLOC_…`, `GLIBC_TUNABLES`).
-
-    Args:
-        bytes_at_once: about how much the process's largest program holds. If it is
-            much, all threads share one arena, as what goes beyond the 64 MiB of a
-            thread's own is given back; if it is little, each has its own, and none
-            waits for another.
     """
     set_outside = any(n.startswith(("MALLOC_", "GLIBC_TUNABLES")) for n in os.environ)
     if set_outside or platform.libc_ver()[0] != "glibc":
@@ -47,8 +45,7 @@ def keep_freed_memory(bytes_at_once: int) -> bool:
     libc = ctypes.CDLL(None)
     settings = {
         _M_MMAP_MAX: 0,  # No blocks of their own for large requests,
-        _M_TRIM_THRESHOLD: _NEVER,  # and no giving back at the end.
+        _M_TRIM_THRESHOLD: _NEVER,  # no giving back at the end,
+        _M_ARENA_MAX: 1,  # and no arenas of threads, which hold 64 MiB at most.
     }
-    if bytes_at_once > _ARENA_BYTES:
-        settings[_M_ARENA_MAX] = 1
     return all(libc.mallopt(name, value) for name, value in settings.items())

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from experiments import checkpoints, metrics, prediction, processes
-from experiments.allocator import keep_freed_memory
+from experiments.allocator import keep_if_large
 from experiments.batches import DeviceSplit, num_batches
 from experiments.data import choose
 from experiments.data.dataset import Dataset, Share
@@ -59,7 +59,7 @@ def train_and_test(
     Raises:
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
-    keep_freed_memory(parameters.step_bytes)
+    keep_if_large(parameters.step_bytes)
     claim_cores(num_devices, parameters.cell)
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None

@@ -452,3 +452,20 @@ def test_the_files_name_tells_the_source(native, monkeypatch, tmp_path):
     library.Library._file_name.cache_clear()
     assert library.CPU.path().name != name
     library.Library._file_name.cache_clear()
+
+
+def test_no_thread_reads_what_another_still_writes(tmp_path):
+    """A thread sanitizer watches phases of every number of items and threads."""
+    compiler, *options = library.CPU.compiler_command()
+    if not shutil.which(compiler):
+        pytest.skip(f"the loops' source needs a C++ compiler, {compiler}")
+    native = pathlib.Path(library.__file__).parent
+    source = pathlib.Path(__file__).parent / "native" / "phases.cc"
+    options += ["-std=c++20", "-O1", "-g", "-pthread", "-fsanitize=thread"]
+    program = tmp_path / "phases"
+    subprocess.run(
+        [compiler, *options, "-I", native, source, "-o", program], check=True
+    )
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr

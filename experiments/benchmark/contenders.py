@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax
 
-from experiments.allocator import keep_freed_memory
+from experiments.allocator import keep_freed_memory, keep_if_large
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours, has_native_loops
 from experiments.benchmark.sizes import Sizes
@@ -44,18 +44,21 @@ class Alone:
 
     Attributes:
         contender: that makes the work.
-        keeps_memory: as the experiment does, see `experiments/allocator.py`.
+        keeps_memory: whether freed memory is kept (`experiments/allocator.py`); None
+            is as the experiment does, by the size of the work.
         claim: makes the CPU devices, where JAX is not left to its own one.
     """
 
     contender: Contender
-    keeps_memory: bool = False
+    keeps_memory: bool | None = False
     claim: Callable[[], None] | None = None
 
     def work(self, kind: str, sizes: Sizes) -> Work:
         """`training` or `inference`; to be called in that process, before JAX runs."""
         if self.keeps_memory:
-            keep_freed_memory(sizes.step_bytes)
+            keep_freed_memory()
+        elif self.keeps_memory is None:
+            keep_if_large(sizes.step_bytes)
         if self.claim is not None:
             self.claim()
         return getattr(self.contender, kind)(sizes)
@@ -118,15 +121,15 @@ def alone() -> dict[str, Alone]:
     users run them, and with their memory kept as ours keeps it.
     """
     found = {
-        CHUNK: Alone(in_chunks(), keeps_memory=True, claim=claim_cores),
-        ALL: Alone(Ours("auto", True), keeps_memory=True, claim=claim_cores),
-        **{name: Alone(c, keeps_memory=True) for name, c in _one_device().items()},
-        FUSED: Alone(fused(), keeps_memory=True, claim=a_device_for_each_core),
+        CHUNK: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
+        ALL: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
+        **{name: Alone(c, keeps_memory=None) for name, c in _one_device().items()},
+        FUSED: Alone(fused(), keeps_memory=None, claim=a_device_for_each_core),
         FLAX: Alone(FlaxRNN()),
         FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
     }
     for name, contender in _on_gpu().items():
-        found[name] = Alone(contender, keeps_memory=True)
+        found[name] = Alone(contender, keeps_memory=None)
     if has_torch():
         found[TORCH] = Alone(_torch())
         found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)

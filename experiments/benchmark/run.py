@@ -31,8 +31,7 @@ def run(quick: bool, scales: bool, output: str) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(max(scaling.COUNTS) if scales else usable_cores())
     # Else what one contender leaves behind in the allocator is another's gain.
-    largest = max(sizes.step_bytes for sizes in sections.GROWTH["T"])
-    keep_freed_memory(largest)
+    keep_freed_memory()
     start = time.perf_counter()
     report = Report(environment())
     print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)

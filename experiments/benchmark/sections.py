@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 
-from experiments.allocator import keep_freed_memory
+from experiments.allocator import keep_if_large
 from experiments.benchmark import contenders, epoch
 from experiments.benchmark.child import can_pin, in_process, on_one_core, working
 from experiments.benchmark.contenders import (
@@ -203,7 +203,7 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
 
 
 def _epoch_of_ours() -> Work:
-    keep_freed_memory(NOTES.step_bytes)
+    keep_if_large(NOTES.step_bytes)
     claim_cores()
     return epoch.ours(*epoch.made_up_splits())
 

@@ -12,9 +12,9 @@ Work = Callable[[], None]
 Calls = Callable[[int], float]
 """Does the work so many times, and returns the mean of the seconds that one took."""
 
-_SAMPLE_SECONDS = 0.05
+_SAMPLE_SECONDS = 0.1
 # For 9 ms after its last call torch's threads wait for the next one, and keep a core.
-_SETTLE_SECONDS = 0.02
+_SETTLE_SECONDS = 0.05
 _LEAST_ROUNDS = 5
 # Work that takes longer does not feel what ran before it.
 _LONG_SECONDS = 0.5
@@ -54,7 +54,7 @@ def in_turn(
     """Times each contender once a round, so that all see the same machine.
 
     Each is called beforehand, where compiling and first allocations fall. A sample
-    is the mean of as many calls as take 0.05 s, after some that are not timed, in which
+    is the mean of as many calls as take 0.1 s, after some that are not timed, in which
     the caches and thread pools of the one before give way (work of more than half a
     second goes without). Every round begins with another contender.
 

@@ -13,6 +13,7 @@
 #include "layer.h"
 #include "phases.h"
 #include "vectors.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace flax_lstm {
 

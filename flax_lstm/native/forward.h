@@ -12,6 +12,7 @@
 #include "layer.h"
 #include "phases.h"
 #include "vectors.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace flax_lstm {
 

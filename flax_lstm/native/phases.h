@@ -1,4 +1,4 @@
-// Work spread over XLA's own threads.
+// Work spread over the threads of a pool, which is XLA's own.
 
 #pragma once
 
@@ -9,8 +9,6 @@
 #include <new>
 #include <thread>
 #include <vector>
-
-#include "xla/ffi/api/ffi.h"
 
 namespace flax_lstm {
 
@@ -38,8 +36,8 @@ inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
 // where all others are busy, the caller does the whole work itself.
 //
 // Throws std::bad_alloc, when all threads have ended, if a call of work did.
-template <typename Work>
-void in_phases(xla::ffi::ThreadPool& pool, int64_t threads, int64_t phases,
+template <typename Pool, typename Work>
+void in_phases(Pool& pool, int64_t threads, int64_t phases,
                int64_t items, const Work& work) {
   threads = std::min(threads, items);
   if (threads <= 1) {

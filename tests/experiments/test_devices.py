@@ -207,7 +207,7 @@ def test_more_devices_than_there_are():
 
 def test_freed_memory_is_kept_unless_told_otherwise_outside():
     script = "from experiments.allocator import keep_freed_memory as keep;"
-    script += "print(int(keep(0) and keep(2**30)))"
+    script += "print(int(keep()))"
     is_glibc = platform.libc_ver()[0] == "glibc"
     assert devices_in_a_process(script) == is_glibc
     assert devices_in_a_process(script, MALLOC_ARENA_MAX="2") == 0
@@ -215,8 +215,8 @@ def test_freed_memory_is_kept_unless_told_otherwise_outside():
 
 _ARENAS = """
 import ctypes, os, sys, tempfile, threading
-from experiments.allocator import keep_freed_memory
-keep_freed_memory(int(sys.argv[1]))
+from experiments.allocator import keep_if_large
+keep_if_large(int(sys.argv[1]))
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
 threads = [threading.Thread(target=libc.malloc, args=(5000,)) for _ in range(4)]
@@ -232,7 +232,7 @@ with tempfile.TemporaryFile() as file:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_threads_share_an_arena_if_there_is_much_to_hold():
+def test_memory_is_kept_in_one_arena_if_it_is_much():
     little, much = (step_bytes(32, steps, 128, 2) for steps in (28, 784))
     assert devices_in_a_process(_ARENAS, arguments=[str(little)]) > 1
     assert devices_in_a_process(_ARENAS, arguments=[str(much)]) == 1
