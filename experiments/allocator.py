@@ -12,9 +12,12 @@ import platform
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
-# glibc keeps blocks of up to 32 MiB by itself, once it has seen one go. Below that, one
-# arena costs more than it gains: its lock is a fifth of a step of 1 row of 32 units.
-_LARGE_BYTES = 24 * 2**20
+LARGE_BYTES = 24 * 2**20
+"""From where on keeping pays.
+
+glibc keeps blocks of up to 32 MiB by itself, once it has seen one go. Below that, one
+arena costs more than it gains: its lock is a fifth of a step of 1 row of 32 units.
+"""
 
 
 def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
@@ -22,7 +25,7 @@ def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
 
     Of every layer the outputs, gates and cell states of all steps; of one layer at a
     time its gates' gradients, what they are multiplied by, and the gradients of its
-    outputs.
+    outputs. With `remat` it is less.
     """
     of_each_layer, of_one = 6, 7
     return 4 * batch * steps * units * (layers * of_each_layer + of_one)
@@ -30,7 +33,7 @@ def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
 
 def keep_if_large(bytes_at_once: int) -> bool:
     """`keep_freed_memory()` if the process's work holds so much that it gains by it."""
-    return bytes_at_once > _LARGE_BYTES and keep_freed_memory()
+    return bytes_at_once > LARGE_BYTES and keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:

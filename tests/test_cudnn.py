@@ -53,7 +53,9 @@ def loss(lstm, variables, x, **options):
     return (output**2).sum() + (h_n * c_n).sum()
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "bidirectional", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_empty_rows_beside_others(cudnn, bidirectional):
     lengths = np.array([0, 3, T, 0])
     fused, x, variables = setting("fused", bidirectional=bidirectional)

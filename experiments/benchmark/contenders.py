@@ -45,7 +45,7 @@ class Alone:
     Attributes:
         contender: that makes the work.
         keeps_memory: whether freed memory is kept (`experiments/allocator.py`); None
-            is as the experiment does, by the size of the work.
+            is as the experiment does, by the size of its training step.
         claim: makes the CPU devices, where JAX is not left to its own one.
     """
 
@@ -118,7 +118,8 @@ def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
     Ours is set as the experiment sets it. Flax's RNN and torch come twice: as their
-    users run them, and with their memory kept as ours keeps it.
+    users run them, and with their memory kept, whatever the size of the work; ours
+    keeps it where a training step of that size is large.
     """
     found = {
         CHUNK: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),

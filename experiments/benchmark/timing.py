@@ -33,8 +33,8 @@ class Timing:
     def over(self, other: "Timing") -> float:
         """How many times the other's time: the median of the rounds' own ratios.
 
-        Both were timed within a second in each round. A machine that is slower in some
-        rounds than in others moves the medians, and their ratio, but not that.
+        In each round both were timed, one soon after the other. A machine that is
+        slower in some rounds moves the medians, and their ratio, more than that.
         """
         pairs = zip(self.samples, other.samples, strict=True)
         return statistics.median(mine / others for mine, others in pairs)

@@ -36,9 +36,8 @@ struct Backward : Layer {
     const int64_t of_h = divided_up(units, kPanel);
     const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = of_h + of_x;
-    const bool are_many = batch * steps <= kFewInAll ? has_weights_worth_meeting()
-                                                     : has_large_weights();
-    in_place_ = batch <= kFewRows && are_many;
+    in_place_ = batch <= kFewRows &&
+                (batch * steps <= kFewInAll ? has_medium_weights() : has_large_weights());
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
@@ -103,8 +102,8 @@ struct Backward : Layer {
   static constexpr int64_t kDepth = 512;
   static constexpr int64_t kRowsAtOnce = 128;
 
-  // Up to which laying out weights costs more than it gains: rows; and the rows of all
-  // steps, unless the weights are large.
+  // Up to so many rows laying out large weights costs more than it gains, and up to so
+  // many rows of all steps laying out medium ones.
   static constexpr int64_t kFewRows = 6;
   static constexpr int64_t kFewInAll = 64;
 

@@ -52,27 +52,28 @@ struct Layer {
   // Larger than what a core's own cache holds beside all else.
   bool has_large_weights() const { return weight_bytes() > 1 << 19; }
 
-  // So many that a step, even of one row, is long beside a meeting of the threads.
-  bool has_weights_worth_meeting() const { return weight_bytes() > 1 << 18; }
+  // So large that a step, even of one row, is long beside a meeting of the threads.
+  bool has_medium_weights() const { return weight_bytes() > 1 << 18; }
 
-  // Units are shared out if rows would leave threads without work, and if there are few
-  // rows a thread and large weights: reading them is what costs then, and each thread
-  // reads its units' only.
+  // Units are shared out if more threads find work by them than by rows, and a step is
+  // worth the meeting; and if there are few rows a thread and large weights: reading
+  // them is what costs then, and each thread reads its units' only.
   void share_out(int64_t available) {
     constexpr int64_t kFewRows = 24;
     constexpr int64_t kLeastRows = 8;
     constexpr int64_t kPartsAThread = 4;
     constexpr int64_t kRowsAPart = 2 * kRows;
-    const bool leaves_some = batch < kLeastRows * available;
+    const int64_t of_rows = batch / kLeastRows;
+    const int64_t of_units = divided_up(units, kPanel);  // In the backward loop.
     by_units = available > 1 &&
-               ((leaves_some && has_weights_worth_meeting()) ||
+               ((of_rows < std::min(available, of_units) && has_medium_weights()) ||
                 (batch < kFewRows * available && has_large_weights()));
-    const int64_t most = by_units ? available : batch / kLeastRows;
-    threads = most < available ? most : available;
-    if (threads < 1) threads = 1;
+    const int64_t most = by_units ? divided_up(units, kLanes) : of_rows;
+    threads = std::clamp<int64_t>(most, 1, available);
     // A thread that another program holds up leaves parts to the others. But every part
     // reads all weights, and large ones from far.
-    const int64_t most_parts = has_large_weights() ? threads : kPartsAThread * threads;
+    const bool has_parts = threads > 1 && !has_large_weights();
+    const int64_t most_parts = has_parts ? kPartsAThread * threads : threads;
     parts = std::clamp(batch / kRowsAPart, threads, most_parts);
   }
 

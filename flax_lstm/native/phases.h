@@ -53,7 +53,7 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases,
   struct Progress {
     explicit Progress(int64_t items) : items(items) {}
     std::vector<Item> items;
-    std::atomic<int64_t> ended{0};
+    alignas(64) std::atomic<int64_t> ended{0};
     std::atomic<bool> lacks_memory{false};
   };
   // A thread that comes late finds nothing left, but looks: this outlives the call.

@@ -107,7 +107,8 @@ FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
 }
 
 // Calls tile<R>(first) for tiles of R = kRows of the rows [begin, end), and of fewer at
-// the end, but not of a single one, if there are others: it would take as long as two.
+// the end. Where a tile of two takes no longer than one of a single row, the last tiles
+// are not of one, if there are others.
 template <int R = kRows, typename Tile>
 inline void in_tiles(int64_t begin, int64_t end, const Tile& tile) {
   for (; begin + R <= end; begin += R) {

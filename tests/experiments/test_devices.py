@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from experiments import devices, training
-from experiments.allocator import step_bytes
+from experiments import allocator, devices, training
 from experiments.batches import DeviceSplit, num_batches, shares
+from experiments.benchmark.sizes import NOTES
 from experiments.data import digits
 from experiments.data.dataset import Split
 from experiments.dropout import masks_by_row
 from experiments.errors import RunError
 from experiments.evaluation import evaluate
+from experiments.hyper_parameters import HyperParameters
 from experiments.model_input import ModelInput
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
@@ -86,7 +87,8 @@ def test_every_device_has_at_least_25_rows(batch_size, count):
 
 def devices_in_a_process(script, arguments=(), **environment):
     """What `script` prints, in a process of its own with no setting but these."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("XLA", "JAX"))}
+    settings = ("XLA", "JAX", "MALLOC_", "GLIBC_TUNABLES")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(settings)}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
@@ -233,6 +235,12 @@ with tempfile.TemporaryFile() as file:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
 def test_memory_is_kept_in_one_arena_if_it_is_much():
-    little, much = (step_bytes(32, steps, 128, 2) for steps in (28, 784))
+    little, much = (allocator.step_bytes(32, steps, 128, 2) for steps in (28, 784))
     assert devices_in_a_process(_ARENAS, arguments=[str(little)]) > 1
     assert devices_in_a_process(_ARENAS, arguments=[str(much)]) == 1
+
+
+def test_the_notes_run_holds_enough_for_it():
+    assert HyperParameters().step_bytes == NOTES.step_bytes
+    assert allocator.step_bytes(100, 28, 128, 2) == NOTES.step_bytes
+    assert allocator.LARGE_BYTES < NOTES.step_bytes < 2 * allocator.LARGE_BYTES

@@ -2,6 +2,7 @@
 
 #include "phases.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <thread>
@@ -12,13 +13,18 @@ namespace {
 
 using Numbers = std::vector<int64_t>;
 
-// A thread for every call, as a pool of XLA's has at most.
+// A thread for every call, which runs before the next is asked for.
 struct Pool {
   std::vector<std::thread> threads;
 
   template <typename Call>
   void Schedule(Call&& call) {
-    threads.emplace_back(std::forward<Call>(call));
+    std::atomic<bool> runs{false};
+    threads.emplace_back([&runs, call = std::forward<Call>(call)] {
+      runs = true;
+      call();
+    });
+    while (!runs) std::this_thread::yield();
   }
   ~Pool() {
     for (std::thread& thread : threads) thread.join();
