@@ -72,7 +72,7 @@ class HyperParameters:
 
     @property
     def step_bytes(self) -> int:
-        """About how much a training step holds, of images of `_IMAGE_SHAPE`."""
+        """About how much a training step holds, in one process and without `remat`."""
         steps, _ = ModelInput(white=1, sequence=self.sequence).shape(*_IMAGE_SHAPE)
         directions = 2 if self.bidirectional else 1
         units = directions * self.hidden_size

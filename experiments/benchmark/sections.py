@@ -36,7 +36,7 @@ from flax_lstm.native.cores import usable_cores
 # On a GPU; who is not there has no ratio.
 _ON_GPU = ((CUDNN, TORCH), (ALL, CUDNN), (KERNEL, TORCH), (KERNEL, CUDNN))
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_ON_GPU)
-# As their users run them, and then on equal terms.
+# As their users run them, and then with their memory kept.
 RATIOS_ALONE = (
     *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_KEPT), (ALL, FLAX_KEPT)),
     *((FUSED, TORCH), (ALL, FUSED)),
