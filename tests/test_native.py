@@ -75,10 +75,11 @@ def test_results_and_gradients_of_any_size(sizes, threads, native, monkeypatch):
     [
         SIZES["many_rows"],
         SIZES["shared_units"],
+        SIZES["shared_units_of_fewer_rows"],
         SIZES["large_weights_in_place"],
         SIZES["weights_in_place"],
     ],
-    ids=["rows_shared", "units_shared", "large_in_place", "in_place"],
+    ids=["rows_shared", "units_shared", "fewer_rows", "large_in_place", "in_place"],
 )
 def test_the_number_of_threads_changes_no_bit(sizes, native, monkeypatch):
     results = []

@@ -1,8 +1,9 @@
 // An LSTM layer over time.
 //
 // The weights are laid out once a call (those of x, where units are shared out, once for
-// some 256 rows): kLanes units of all four gates side by side, so that one tile of the product [x, h]·W holds all that those units' next state
-// needs, and the gates are computed before it leaves the registers.
+// some 256 rows): kLanes units of all four gates side by side, so that one tile of the
+// product [x, h]·W holds all that those units' next state needs, and the gates are
+// computed before it leaves the registers.
 
 #pragma once
 

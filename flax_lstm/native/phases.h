@@ -37,8 +37,8 @@ inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
 //
 // Throws std::bad_alloc, when all threads have ended, if a call of work did.
 template <typename Pool, typename Work>
-void in_phases(Pool& pool, int64_t threads, int64_t phases,
-               int64_t items, const Work& work) {
+void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
+               const Work& work) {
   threads = std::min(threads, items);
   if (threads <= 1) {
     for (int64_t phase = 0; phase < phases; ++phase) {
