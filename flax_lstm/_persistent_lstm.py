@@ -24,6 +24,7 @@ from flax_lstm.native.library import GPU
 # Of native/persistent_calls.h. The weights of more units than the first number need
 # shared memory, of which a block gets enough (193 KiB) on some processors only.
 _UNITS_IN_REGISTERS, _MOST_UNITS = 64, 128
+_MOST_NUMBERS = 2**31 - 1  # Of an array, which an index of 32 bits counts.
 _WITH_MUCH_SHARED_MEMORY = ("9", "10")
 
 Lowering = Callable[..., Sequence[Any]]
@@ -31,12 +32,16 @@ Lowering = Callable[..., Sequence[Any]]
 
 def can_serve(context: mlir.LoweringRuleContext) -> bool:
     """Whether the kernels are compiled, and the layer of a size that they hold."""
+    x: Any = context.avals_in[0]
     kernel: Any = context.avals_in[1 + GATES]
     try:
         GPU.register()
     except ValueError:  # Of which 'native' has warned.
         return False
-    return kernel.shape[-1] <= most_units()
+    units = kernel.shape[-1]
+    steps, batch, _ = x.shape
+    numbers = steps * batch * GATES * units
+    return units <= most_units() and numbers <= _MOST_NUMBERS
 
 
 def most_units() -> int:
@@ -53,18 +58,15 @@ def forward_lowering(target: str) -> Lowering:
     def lower(context, *arguments, how):
         avals = context.avals_in
         x_and_w_x = slice(0, 1 + GATES)
-        w_h = slice(1 + GATES, 1 + 2 * GATES)
-        bias = slice(1 + 2 * GATES, 1 + 3 * GATES)
-        states = slice(1 + 3 * GATES, None)  # And `valid`, if there is one.
+        others = slice(1 + GATES, None)  # W_h, b, h_0, c_0, `valid` if there is one.
         (z,), (z_aval,) = _lower_part(
             context,
             functools.partial(_inputs_product, how=how),
-            [*arguments[x_and_w_x], *arguments[bias]],
-            [*avals[x_and_w_x], *avals[bias]],
+            arguments[x_and_w_x],
+            avals[x_and_w_x],
         )
-        context = context.replace(avals_in=[z_aval, *avals[w_h], *avals[states]])
-        arrays = (z, *arguments[w_h], *arguments[states])
-        return call(context, *arrays, reverse=how.reverse)
+        context = context.replace(avals_in=[z_aval, *avals[others]])
+        return call(context, z, *arguments[others], reverse=how.reverse)
 
     return lower
 
@@ -103,11 +105,9 @@ def backward_lowering(target: str) -> Lowering:
 
 
 @as_precise
-def _inputs_product(x, *weights, how):
-    """x·W_x + b of all steps, (T, B, 4·H)."""
-    w_x, bias = weights[:GATES], weights[GATES:]
-    product = fused.product_over_steps(x, jnp.concatenate(w_x, axis=-1))
-    return (product + jnp.concatenate(bias),)
+def _inputs_product(x, *w_x, how):
+    """x·W_x of all steps, (T, B, 4·H)."""
+    return (fused.product_over_steps(x, jnp.concatenate(w_x, axis=-1)),)
 
 
 def _gradients_like(kept):

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from beside_fused import (
     assert_close,
@@ -125,6 +127,30 @@ def test_without_a_derivative_nothing_is_kept(on_cpu):
     assert_close(jax.jit(kernels)(*arguments), jax.jit(fused)(*arguments))
 
 
+def test_small_numbers_have_their_digits(on_cpu):
+    """As 2·σ(2·x) - 1 for tanh x would not."""
+    kernels, fused, (variables, x, _) = setting(3, 2, 4, 5, bias=False)
+    hx = (jnp.zeros((1, 2, 5)),) * 2
+    arguments = (variables, 1e-6 * x, hx)
+    got, expected = (jax.jit(loss)(*arguments)[1][0] for loss in (kernels, fused))
+    assert 0 < np.abs(expected).max() < 1e-5
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_more_numbers_than_an_index_counts_are_fused(on_cpu):
+    kernels, _, _ = setting(1, 1, 1, 128)
+    stack = StackedLSTM(1, 128)
+
+    def text(batch):
+        x = jax.ShapeDtypeStruct((2**10, batch, 1), jnp.float32)
+        hx = (jax.ShapeDtypeStruct((1, batch, 128), jnp.float32),) * 2
+        variables = jax.eval_shape(stack.init, jax.random.key(0), x)
+        return jax.jit(kernels).lower(variables, x, hx).as_text()
+
+    assert "persistent" in text(2**12 - 1)
+    assert "persistent" not in text(2**12)
+
+
 def test_shard_map_has_the_kernels_on_every_device(on_cpu):
     kernels, _, (variables, x, hx) = setting(3, 8, 2, 5)
     mesh = mesh_of_cpus()
@@ -215,5 +241,6 @@ def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
     assert done.returncode == 0, done.stderr
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr)]
     assert len(spilled) == 36  # Three kernels by four numbers of rows by three sizes.
-    # Some pointers of the largest; a thread's weights would be 200 bytes and more.
-    assert max(spilled) <= 64, done.stderr
+    # Some of what is read ahead, of the largest; a thread's weights would be 192 bytes
+    # and more beside it.
+    assert max(spilled) <= 128, done.stderr

@@ -308,7 +308,7 @@ GPU = Library(
     compiler_variable="NVCC",
     compiler="nvcc -arch=native",
     needs="CUDA's nvcc",
-    options=("-std=c++20", "-O3", "-Xcompiler=-fPIC", "-shared"),
+    options=("-std=c++20", "-O3", "-ftz=true", "-Xcompiler=-fPIC", "-shared"),
     targets={
         "flax_lstm_persistent_forward": "FlaxLstmPersistentForward",
         "flax_lstm_persistent_forward_keeping": "FlaxLstmPersistentForwardKeeping",

@@ -9,12 +9,14 @@
 #include <cstdint>
 
 #include "arguments.h"
-#include "persistent.h"
+#include "persistent_backward.h"
+#include "persistent_forward.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace flax_lstm {
 
 constexpr int kMostUnits = 128;
+constexpr int64_t kMostNumbers = INT32_MAX;
 
 enum class Kernel { kForward, kForwardKeeping, kBackward };
 
@@ -39,7 +41,7 @@ ffi::Error run_rows(const Recurrence& layer, const Launch& launch) {
   if (layer.units <= 32) return run_shape<kernel, Shape<32, rows, 32>>(layer, launch);
   if (layer.units <= 64) return run_shape<kernel, Shape<64, rows, 64>>(layer, launch);
   // 512 threads have 128 registers each, and not all of those are for weights.
-  constexpr int in_registers = rows < 4 ? 76 : rows < 8 ? 56 : 48;
+  constexpr int in_registers = rows < 4 ? 88 : rows < 8 ? 64 : 48;
   return run_shape<kernel, Shape<128, rows, in_registers>>(layer, launch);
 }
 
@@ -47,6 +49,9 @@ template <Kernel kernel, typename Launch>
 ffi::Error run(const Recurrence& layer, int64_t processors, const Launch& launch) {
   if (layer.units > kMostUnits) {
     return ffi::Error::InvalidArgument("flax_lstm: more units than a block can hold");
+  }
+  if (int64_t{layer.steps} * layer.batch * kGates * layer.units > kMostNumbers) {
+    return ffi::Error::InvalidArgument("flax_lstm: more numbers than an index counts");
   }
   switch (rows_of_block(layer.batch, processors)) {
     case 1: return run_rows<kernel, 1>(layer, launch);
@@ -68,6 +73,7 @@ inline Recurrence forward_arguments(bool keeps, bool reverse, ffi::RemainingArgs
   Next next(arguments, results);
   const ffi::AnyBuffer z_x = next.buffer();
   next.read(layer.w_h);
+  next.read(layer.bias);
   const ffi::AnyBuffer h_0 = next.buffer();
   read_sizes(layer, z_x, h_0);
   layer.z_x = z_x.typed_data<float>();

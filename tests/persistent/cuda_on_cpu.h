@@ -50,6 +50,10 @@ inline float __shfl_xor_sync(unsigned mask, float value, int lanes) {
   return __shfl_sync(mask, value, threadIdx.x % 32 ^ lanes);
 }
 
+inline float __expf(float x) { return std::exp(x); }
+
+inline float __fdividef(float x, float y) { return x / y; }
+
 // Shared memory begins as NaN: what is read before it is written is seen.
 template <typename Run>
 void run_blocks(int64_t blocks, int threads, int shared_floats, const Run& run) {

@@ -78,6 +78,7 @@ int main() {
   layer.batch = kBatch;
   layer.units = kUnits;
   for (const float*& w : layer.w_h) w = numbers(kUnits * kUnits);
+  for (const float*& bias : layer.bias) bias = numbers(kUnits);
   layer.z_x = numbers(4 * in_steps);
   for (const float** array : {&layer.h_0, &layer.c_0, &layer.d_h_n, &layer.d_c_n}) {
     *array = numbers(in_state);

@@ -1,0 +1,125 @@
+// The recurrence of persistent.h, backward.
+//
+// Sixteen threads have their shares of what all gates pass to h of four units; each of
+// them gets the sum of one, and the four with the same unit a row in turn.
+
+#pragma once
+
+#include "persistent.h"
+
+namespace flax_lstm {
+
+constexpr int kBackwardSlices = 16;
+
+// Of a row's gradients in shared memory, (kGates, kUnits): eight units of four rows,
+// which a warp writes at once, lie in different banks.
+template <typename S>
+constexpr int kGradientStride = kGates * S::kUnits + 8;
+
+template <typename S>
+constexpr int backward_shared_size() {
+  return 2 * S::kRows * kGradientStride<S> + S::kInShared * S::kThreads;
+}
+
+// What a step reads of one row and unit.
+struct Step {
+  float i, f, g, o, c, d_y;
+  bool counts;
+};
+
+template <typename S>
+__device__ void run_backward(const Recurrence& layer, float* shared) {
+  constexpr int kStride = kGradientStride<S>;
+  const int units = layer.units, slice = threadIdx.x % kBackwardSlices;
+  const int first_unit = threadIdx.x / kBackwardSlices * 4;
+  const Place<S> place = {first_unit + slice % 4, slice / 4};
+  const int unit = place.unit;
+  float* d_z = shared;  // (2, kRows, kGates, kUnits): of a step and of the next.
+  const Weights<S, kBackwardSlices> weights(
+      shared + 2 * S::kRows * kStride, slice, [&](int n, int k) {
+        // From a unit's gate to the unit that sum_over_four has the n-th sum for.
+        const int gate = k / S::kUnits, from = k % S::kUnits;
+        const int to = first_unit + (slice % 4 ^ n);
+        const bool are_units = from < units && to < units;
+        return are_units ? layer.w_h[gate][to * units + from] : 0.0f;
+      });
+
+  float d_h[S::kOwned], d_c[S::kOwned];
+#pragma unroll
+  for (int n = 0; n < S::kOwned; ++n) {
+    const bool owns = place.owns(layer, n);
+    const int in_state = place.row(n) * units + unit;
+    d_h[n] = owns ? layer.d_h_n[in_state] : 0.0f;
+    d_c[n] = owns ? layer.d_c_n[in_state] : 0.0f;
+  }
+  Step next[S::kOwned];
+  const auto load = [&](int s) {
+    const int t = layer.time(s);
+#pragma unroll
+    for (int n = 0; n < S::kOwned; ++n) {
+      next[n] = {};
+      if (s < 0 || !place.owns(layer, n)) continue;
+      const int at_row = t * layer.batch + place.row(n), at = at_row * units + unit;
+      next[n] = {layer.kept[0][at], layer.kept[1][at], layer.kept[2][at],
+                 layer.kept[3][at], layer.kept[4][at], layer.d_y[at],
+                 !layer.valid || layer.valid[at_row]};
+    }
+  };
+  load(layer.steps - 1);
+
+  float *now = d_z, *other = d_z + S::kRows * kStride;
+  for (int s = layer.steps - 1; s >= 0; --s) {
+    Step of_step[S::kOwned];
+#pragma unroll
+    for (int n = 0; n < S::kOwned; ++n) of_step[n] = next[n];
+    load(s - 1);
+    const int first_row = layer.time(s) * layer.batch;
+#pragma unroll
+    for (int n = 0; n < S::kOwned; ++n) {
+      if (place.owned(n) >= S::kRows) continue;
+      const auto [i, f, g, o, c, d_y, counts] = of_step[n];
+      float gradients[kGates] = {};
+      if (counts) {
+        const float tanh_c = tangent(f * c + i * g), d_h_now = d_h[n] + d_y;
+        const float d_c_now = d_c[n] + d_h_now * o * (1.0f - tanh_c * tanh_c);
+        gradients[0] = d_c_now * g * i * (1.0f - i);
+        gradients[1] = d_c_now * c * f * (1.0f - f);
+        gradients[2] = d_c_now * i * (1.0f - g * g);
+        gradients[3] = d_h_now * tanh_c * o * (1.0f - o);
+        d_c[n] = d_c_now * f;
+      }
+      const bool owns = place.owns(layer, n);
+      const int at = (first_row + place.row(n)) * kGates * units + unit;
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate) {
+        now[place.owned(n) * kStride + gate * S::kUnits + unit] = gradients[gate];
+        if (owns) layer.d_z[at + gate * units] = gradients[gate];
+      }
+    }
+    __syncthreads();
+
+    float sums[S::kRows][4] = {};
+    weights.add_products(sums, now + 4 * slice, kStride);
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      float sum = sum_over_four(sums[r]);
+      sum += __shfl_xor_sync(kWholeWarp, sum, 4);
+      sum += __shfl_xor_sync(kWholeWarp, sum, 8);
+      const int n = r / 4;
+      // A row that does not count passes on what it was given.
+      if (place.owner == r % 4 && of_step[n].counts) d_h[n] = sum;
+    }
+    float* const before = now;
+    now = other;
+    other = before;
+  }
+#pragma unroll
+  for (int n = 0; n < S::kOwned; ++n) {
+    if (!place.owns(layer, n)) continue;
+    const int in_state = place.row(n) * units + unit;
+    layer.d_h_0[in_state] = d_h[n];
+    layer.d_c_0[in_state] = d_c[n];
+  }
+}
+
+}  // namespace flax_lstm
