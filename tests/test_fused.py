@@ -31,6 +31,13 @@ def inner_jaxprs(equation):
             yield value
 
 
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in inner_jaxprs(equation):
+            yield from equations(inner)
+
+
 def products(jaxpr, in_loop=False):
     """(whether inside a loop, output shape) of every dot product of a jaxpr.
 
@@ -175,6 +182,62 @@ def test_each_layout_of_the_products_gives_the_scans_results(
     # float64, sums of some thousand terms of order 1.
     check = partial(np.testing.assert_allclose, rtol=0, atol=1e-11)
     jax.tree.map(check, run("fused"), run("scan"))
+
+
+# Of steps that stand in the loop one after another: fewer, as many, more, and twice.
+@pytest.mark.parametrize("steps", [3, 8, 11, 16])
+def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((steps, B, I))
+    lengths = rng.integers(0, steps + 1, B)
+
+    def run(implementation):
+        lstm = StackedLSTM(
+            *(I, H, 2),
+            bidirectional=True,
+            proj_size=P,
+            implementation=implementation,
+            param_dtype="float64",
+        )
+        variables = lstm.init(jax.random.key(0), x)
+
+        def loss(variables, x):
+            output, state = lstm.apply(variables, x, seq_lengths=lengths)
+            return (output**2).sum() + state[1].sum(), output
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
+
+    expected = run("scan")
+    chosen = []
+
+    def elsewhere(*arguments, cpu, default):
+        chosen.append(default)
+        return default(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
+    check = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    jax.tree.map(check, run("fused"), expected)
+    assert len(chosen) == 8  # Of two layers and directions, forward and backward.
+
+
+def test_other_platforms_loops_have_several_steps_one_after_another():
+    lstm, x, variables = setting(implementation="fused")
+
+    def loss(variables):
+        return lstm.apply(variables, x)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables).jaxpr
+    conds = [one for one in equations(jaxpr) if one.primitive.name == "cond"]
+    unrolled = [
+        [
+            loop.params["unroll"]
+            for loop in equations(branch.jaxpr)
+            if loop.primitive.name == "scan"
+        ]
+        for cond in conds
+        for branch in cond.params["branches"]
+    ]
+    assert [of for of in unrolled if of] == [[1], [8]] * 2
 
 
 def test_parameters_in_a_box_are_read():
