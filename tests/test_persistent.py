@@ -4,10 +4,12 @@ What this can't show is that a GPU runs it, or how fast.
 """
 
 import ctypes
+import importlib
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +224,22 @@ def test_threads_wait_where_they_must(tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+
+
+def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
+    program = tmp_path / "of jax" / "nvidia" / "cu13" / "bin" / "nvcc"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    monkeypatch.delenv("NVCC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "of jax")])
+    importlib.invalidate_caches()
+    assert library.GPU.compiler_command() == [str(program), "-arch=native"]
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
 
 
 @pytest.mark.slow

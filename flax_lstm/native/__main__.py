@@ -28,7 +28,8 @@ def main() -> int:
         action="store_true",
         help=(
             "those for this machine's NVIDIA GPU, by the command line in NVCC, else "
-            "nvcc -arch=native; not run on a GPU so far, and 'auto' does not take them"
+            "nvcc -arch=native, a toolkit's or that of JAX's extra cuda13; not run on "
+            "a GPU so far, and 'auto' does not take them"
         ),
     )
     start = time.perf_counter()

@@ -10,10 +10,12 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
 import shlex
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -41,7 +43,7 @@ class Library:
         platform: XLA's name of the kind of device.
         source: the file that is compiled, which includes others.
         compiler_variable: name of the environment variable with the compiler.
-        compiler: the command line where that is not set.
+        compiler: gives the command line where that is not set.
         needs: what has to be installed for it.
         options: of the compiler.
         targets: XLA's name of each loop, and the symbol behind it.
@@ -53,7 +55,7 @@ class Library:
     platform: str
     source: str
     compiler_variable: str
-    compiler: str
+    compiler: Callable[[], str]
     needs: str
     options: tuple[str, ...]
     targets: Mapping[str, str]
@@ -169,7 +171,7 @@ class Library:
         Raises:
             BuildError: it can't be parsed.
         """
-        given = os.environ.get(self.compiler_variable, "").strip() or self.compiler
+        given = os.environ.get(self.compiler_variable, "").strip() or self.compiler()
         try:
             return shlex.split(given)
         except ValueError as error:
@@ -279,12 +281,24 @@ def _gpus() -> str:
     return "\n".join(sorted(line for line in lines if line.startswith("Model")))
 
 
+def _nvcc() -> str:
+    """Of a toolkit, or of NVIDIA's packages that JAX was installed with."""
+    if shutil.which("nvcc"):
+        return "nvcc"
+    packages = importlib.util.find_spec("nvidia")
+    places = (packages and packages.submodule_search_locations) or ()
+    found = [
+        path for place in places for path in pathlib.Path(place).glob("*/bin/nvcc")
+    ]
+    return str(max(found)) if found else "nvcc"
+
+
 CPU = Library(
     implementation="'native'",
     platform="cpu",
     source="lstm.cc",
     compiler_variable="CXX",
-    compiler="c++",
+    compiler=lambda: "c++",
     needs="a C++ compiler (g++ 10 or clang 13, or newer)",
     # Of the machine that compiles, which is the one that runs it. A product and a sum
     # become one instruction, as in XLA's own products.
@@ -306,8 +320,8 @@ GPU = Library(
     platform="CUDA",
     source="lstm.cu",
     compiler_variable="NVCC",
-    compiler="nvcc -arch=native",
-    needs="CUDA's nvcc",
+    compiler=lambda: f"{shlex.quote(_nvcc())} -arch=native",
+    needs="CUDA's nvcc (which JAX's extra cuda13 brings) and a C++ compiler",
     options=("-std=c++20", "-O3", "-ftz=true", "-Xcompiler=-fPIC", "-shared"),
     targets={
         "flax_lstm_persistent_forward": "FlaxLstmPersistentForward",
