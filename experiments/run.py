@@ -172,7 +172,7 @@ def _train(
             say(_epoch_line(row, num_epochs))
             if processes.agree(0, stop.number)[1]:
                 raise _stopped(stop, f"after epoch {epoch}")
-            progress = None
+            progress = epochs.start(progress)
     finally:
         saved.close()
 

@@ -2,9 +2,9 @@
 
 The examples stay on the devices as uint8. One compiled program runs any number of
 steps of an epoch, so the host only decides how many: few enough that a progress
-bar moves and a signal is heard about twice a second. Each device computes its
-share of a batch's rows; the gradients are summed over the devices, so that all
-hold the same parameters.
+bar moves and a signal is heard about twice a second, or all, where they take less.
+Each device computes its share of a batch's rows; the gradients are summed over the
+devices, so that all hold the same parameters.
 """
 
 import dataclasses
@@ -50,11 +50,13 @@ class EpochProgress:
     """How far an epoch has come: `steps` done, and what each device counted in them.
 
     Each device's own sums are kept, so that a run stopped here goes on to the same
-    last bit. `totals` holds NumPy arrays (devices,).
+    last bit. `totals` holds NumPy arrays (devices,). `next_chunk` is how many steps the
+    next program is to run; results don't depend on it.
     """
 
     steps: int
     totals: Totals
+    next_chunk: int = dataclasses.field(default=1, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         sums = {name: sums.tolist() for name, sums in self.totals._asdict().items()}
@@ -99,10 +101,10 @@ class Epochs(flax.struct.PyTreeNode):
         """Number of steps in an epoch; the last one may be a smaller batch."""
         return num_batches(len(self.split.labels), self.batch_size)
 
-    def start(self) -> EpochProgress:
-        """No step done."""
+    def start(self, before: EpochProgress | None = None) -> EpochProgress:
+        """No step done; at the pace of the epoch `before`, if there was one."""
         zeros = (np.zeros(self.mesh.size, zero.dtype) for zero in Totals.zero())
-        return EpochProgress(0, Totals(*zeros))
+        return EpochProgress(0, Totals(*zeros), before.next_chunk if before else 1)
 
     def run(
         self,
@@ -135,7 +137,7 @@ class Epochs(flax.struct.PyTreeNode):
             ),
             progress.for_devices(self.mesh.size),
         )
-        done, chunk, leave = progress.steps, 1, 0
+        done, chunk, leave = progress.steps, progress.next_chunk, 0
         while done < self.steps and not leave:
             start = time.perf_counter()
             last = min(done + chunk, self.steps)
@@ -149,7 +151,7 @@ class Epochs(flax.struct.PyTreeNode):
             chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
             # All processes run the same programs, or they would wait for ever.
             chunk, leave = agree(chunk, leave)
-        return state, EpochProgress(done, Totals(*map(fetch, sums)))
+        return state, EpochProgress(done, Totals(*map(fetch, sums)), chunk)
 
 
 @jax.jit

@@ -40,12 +40,12 @@ def ours(train: Split, test: Split) -> Work:
     epochs = Epochs(DeviceSplit.of(train, mesh), NOTES.batch, _MODEL_INPUT, mesh)
     tested = DeviceSplit.of(test, mesh)
     state = create_state(model, optimizer(1e-3), 0, train.images.shape[1:])
-    number = 0
+    number, progress = 0, None
 
     def work():
-        nonlocal state, number
+        nonlocal state, number, progress
         number += 1
-        state, _ = epochs.run(state, number, epochs.start())
+        state, progress = epochs.run(state, number, epochs.start(progress))
         jax.block_until_ready(evaluate(model, state.params, tested, _MODEL_INPUT, mesh))
 
     return work

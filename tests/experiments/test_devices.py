@@ -202,6 +202,24 @@ def test_eight_devices_follow_one(monkeypatch):
     np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
+def test_an_epoch_shorter_than_a_chunk_is_one_program(monkeypatch):
+    """From the second on: the first finds out how many steps that is."""
+    monkeypatch.setattr(training, "_CHUNK_SECONDS", 60.0)
+    mesh = devices.row_mesh(10, 1)
+    model = LSTMClassifier(10, 8, 16, batch_first=True)
+    epochs = Epochs(DeviceSplit.of(made_up_split(70), mesh), 10, MODEL_INPUT, mesh)
+    state = create_state(model, optimizer(1e-3), 0, (8, 8))
+    progress, chunks = None, []
+    for epoch in (1, 2):
+        state, progress = epochs.run(
+            state,
+            epoch,
+            epochs.start(progress),
+            lambda steps: chunks.append(steps) or 0,
+        )
+    assert chunks == [1, 2, 4, 7]
+
+
 def test_more_devices_than_there_are():
     with pytest.raises(RunError, match="--num_devices: expected at most"):
         devices.row_mesh(100, jax.device_count() + 1)
