@@ -24,7 +24,8 @@ from flax_lstm.native.library import GPU
 # Of native/persistent_calls.h. The weights of more units than the first number need
 # shared memory, of which a block gets enough (193 KiB) on some processors only.
 _UNITS_IN_REGISTERS, _MOST_UNITS = 64, 128
-_MOST_NUMBERS = 2**31 - 1  # Of an array, which an index of 32 bits counts.
+# Of an array, which an index of 32 bits counts, with one step more.
+_MOST_NUMBERS = 2**31 - 1
 _WITH_MUCH_SHARED_MEMORY = ("9", "10")
 
 Lowering = Callable[..., Sequence[Any]]
@@ -40,7 +41,7 @@ def can_serve(context: mlir.LoweringRuleContext) -> bool:
         return False
     units = kernel.shape[-1]
     steps, batch, _ = x.shape
-    numbers = steps * batch * GATES * units
+    numbers = (steps + 1) * batch * GATES * units
     return units <= most_units() and numbers <= _MOST_NUMBERS
 
 

@@ -50,7 +50,9 @@ ffi::Error run(const Recurrence& layer, int64_t processors, const Launch& launch
   if (layer.units > kMostUnits) {
     return ffi::Error::InvalidArgument("flax_lstm: more units than a block can hold");
   }
-  if (int64_t{layer.steps} * layer.batch * kGates * layer.units > kMostNumbers) {
+  // With the step behind the last, which is never read but counted.
+  const int64_t steps = int64_t{layer.steps} + 1;
+  if (steps * layer.batch * kGates * layer.units > kMostNumbers) {
     return ffi::Error::InvalidArgument("flax_lstm: more numbers than an index counts");
   }
   switch (rows_of_block(layer.batch, processors)) {
