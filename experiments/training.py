@@ -147,8 +147,10 @@ class Epochs(flax.struct.PyTreeNode):
                 raise NotFiniteError(done + sound_steps + 1)
             step_seconds = (time.perf_counter() - start) / (last - done)
             leave = on_chunk(last - done)
+            # Of the rest of an epoch a step takes longer, for what a program costs.
+            if last - done == chunk:
+                chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
             done = last
-            chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
             # All processes run the same programs, or they would wait for ever.
             chunk, leave = agree(chunk, leave)
         return state, EpochProgress(done, Totals(*map(fetch, sums)), chunk)

@@ -57,8 +57,11 @@ def behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_jax(params: dict[str, Any]) -> dict[str, Any]:
-    """A tree of NumPy arrays as one of JAX arrays."""
-    return unflatten_dict({k: jnp.asarray(v) for k, v in flatten_dict(params).items()})
+    """A tree of NumPy arrays as one of JAX arrays, copies.
+
+    `jnp.asarray` may share memory (JAX 0.10.0 does), in which torch trains on.
+    """
+    return unflatten_dict({k: jnp.array(v) for k, v in flatten_dict(params).items()})
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,24 @@ def test_exported_arrays_are_writable_contiguous_and_their_own():
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+def test_imported_arrays_share_no_memory_with_what_they_came_from():
+    """JAX may take aligned memory as it is, as it is for a small bias of torch's."""
+    model = GRUClassifier(10, I, 16)
+    variables = model.init(jax.random.key(0), jnp.ones((1, T, I)))
+    weights = {}
+    for name, array in classifier_params_to_torch(variables["params"]).items():
+        memory = np.zeros(array.nbytes + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        aligned = memory[start : start + array.nbytes].view(array.dtype)
+        weights[name] = aligned.reshape(array.shape)
+        weights[name][...] = array
+    params = classifier_params_from_torch(weights)
+    before = jax.tree.map(lambda array: np.array(array, copy=True), params)
+    for array in weights.values():
+        array += 1
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
 def test_imported_arrays_do_not_follow_the_torch_model():
     model = torch.nn.LSTM(I, H, proj_size=2)
     params = params_from_torch(model.state_dict())

@@ -31,6 +31,9 @@ template <Kernel kernel, typename S, typename Launch>
 ffi::Error run_shape(const Recurrence& layer, const Launch& launch) {
   constexpr int floats = kernel == Kernel::kBackward ? backward_shared_size<S>()
                                                      : forward_shared_size<S>();
+  // What a block can ask for, of those with shared weights on some GPUs only.
+  constexpr int most_bytes = (S::kInShared ? 227 : 48) * 1024;
+  static_assert(floats * sizeof(float) <= most_bytes);
   const int64_t blocks = (layer.batch + S::kRows - 1) / S::kRows;
   return blocks == 0 ? ffi::Error::Success()
                      : launch.template operator()<kernel, S>(layer, blocks, floats);

@@ -220,6 +220,29 @@ def test_an_epoch_shorter_than_a_chunk_is_one_program(monkeypatch):
     assert chunks == [1, 2, 4, 7]
 
 
+def test_the_rest_of_an_epoch_does_not_set_the_pace(monkeypatch):
+    """As its steps share what a program costs with few others."""
+    now = 0.0
+
+    def seconds():
+        nonlocal now
+        now += 1.0  # Between any two calls, and so for every chunk.
+        return now
+
+    monkeypatch.setattr(training.time, "perf_counter", seconds)
+    monkeypatch.setattr(training, "_CHUNK_SECONDS", 4.0)
+    mesh = devices.row_mesh(10, 1)
+    model = LSTMClassifier(10, 8, 16, batch_first=True)
+    epochs = Epochs(DeviceSplit.of(made_up_split(80), mesh), 10, MODEL_INPUT, mesh)
+    state = create_state(model, optimizer(1e-3), 0, (8, 8))
+    chunks = []
+    _, progress = epochs.run(
+        state, 1, epochs.start(), lambda steps: chunks.append(steps) or 0
+    )
+    assert chunks == [1, 2, 4, 1]
+    assert progress.next_chunk == 8
+
+
 def test_more_devices_than_there_are():
     with pytest.raises(RunError, match="--num_devices: expected at most"):
         devices.row_mesh(100, jax.device_count() + 1)
