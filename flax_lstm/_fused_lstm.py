@@ -151,6 +151,8 @@ def forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
     loop = functools.partial(_loop, reverse, keep)
     on_cpu, elsewhere = _on_cpu(weights, x), _elsewhere(x)
+    if on_cpu == elsewhere:
+        return loop(elsewhere, weights, x, valid, carry)
     # The platform is the one that the program is lowered for, whatever JAX's default.
     return jax.lax.platform_dependent(
         weights,
@@ -320,6 +322,9 @@ def product_over_steps(x, d_kernel):
 def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
     """The tangents' own recurrence; linear in `d_z`, `d_m` and `d_carry`."""
     loop = functools.partial(_linear_loop, reverse)
+    unroll = _elsewhere(d_z).unroll
+    if unroll == 1:
+        return loop(1, weights, valid, kept, d_z, d_m, d_carry)
     return jax.lax.platform_dependent(
         weights,
         valid,
@@ -328,7 +333,7 @@ def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
         d_m,
         d_carry,
         cpu=functools.partial(loop, 1),
-        default=functools.partial(loop, _elsewhere(d_z).unroll),
+        default=functools.partial(loop, unroll),
     )
 
 
