@@ -4,7 +4,7 @@ import compiled_loops
 import hypothesis
 import jax
 import pytest
-from kinds import KINDS, Variant, lay_out_as_if_large
+from kinds import KINDS, Variant, lay_out_as_elsewhere, lay_out_as_if_large
 
 # Before the first array: later, the number of devices cannot change. It is the
 # number of CPU devices only, and does nothing to an accelerator's.
@@ -29,7 +29,11 @@ LSTM_RECURRENCES = {
     "native_remat": {"implementation": "native", "remat": True},
 }
 VARIANTS = {name: Variant("lstm", way) for name, way in LSTM_RECURRENCES.items()}
-VARIANTS["fused_large"] = Variant("lstm", LSTM_RECURRENCES["fused"], as_if_large=True)
+for name, lay_out in (
+    ("fused_large", lay_out_as_if_large),
+    ("fused_elsewhere", lay_out_as_elsewhere),
+):
+    VARIANTS[name] = Variant("lstm", LSTM_RECURRENCES["fused"], lay_out)
 VARIANTS |= {kind: Variant(kind, {}) for kind in KINDS if kind != "lstm"}
 # Compiling a stretch twice takes its time; the default run has `remat` in the Python
 # loop's examples and in test_fused. What the cells and the fused layouts differ in, the
@@ -63,8 +67,8 @@ def native():
 )
 def variant(request, monkeypatch):
     """Each kind of stack, and each way to run it over time."""
-    if request.param.as_if_large:
-        lay_out_as_if_large(monkeypatch)
+    if request.param.lay_out:
+        request.param.lay_out(monkeypatch)
     if request.param.recurrence.get("implementation") == "native":
         if "x64" in request.fixturenames:
             pytest.skip("implementation='native' is float32; see test_native.py")

@@ -1,6 +1,9 @@
 """The kinds of stack, each with torch's class of the same meaning."""
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+import jax
 
 from flax_lstm import StackedGRU, StackedLSTM, StackedRNN, _fused_lstm
 
@@ -41,12 +44,32 @@ def lay_out_as_if_large(monkeypatch):
     monkeypatch.setattr(_fused_lstm, "_JOINED_BYTES", 0)
 
 
+def lay_out_as_elsewhere(monkeypatch, unroll=2):
+    """Has the fused loops be those of other platforms than a CPU.
+
+    With so few steps one after another that the tests' short sequences have a loop
+    and a rest. Returns a list that grows with every loop made so.
+    """
+    chosen = []
+
+    def elsewhere(*arguments, cpu, default):
+        chosen.append(default)
+        return default(*arguments)
+
+    monkeypatch.setattr(_fused_lstm, "_UNROLL", unroll)
+    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
+    return chosen
+
+
 class Variant(NamedTuple):
-    """A kind of stack, and how it is run over time."""
+    """A kind of stack, and how it is run over time.
+
+    `lay_out` is given pytest's `monkeypatch`.
+    """
 
     kind: str
     recurrence: dict
-    as_if_large: bool = False
+    lay_out: Callable | None = None
 
     def build(self, *args, **options):
         return KINDS[self.kind].build(*args, **options, **self.recurrence)

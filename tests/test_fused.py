@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from kinds import lay_out_as_elsewhere
 
 from flax_lstm import LSTMClassifier, StackedLSTM
 from flax_lstm.checkpoint import classifier_from_options, classifier_options
@@ -208,13 +209,7 @@ def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch)
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
 
     expected = run("scan")
-    chosen = []
-
-    def elsewhere(*arguments, cpu, default):
-        chosen.append(default)
-        return default(*arguments)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
+    chosen = lay_out_as_elsewhere(monkeypatch, unroll=8)
     check = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
     jax.tree.map(check, run("fused"), expected)
     assert len(chosen) == 8  # Of two layers and directions, forward and backward.

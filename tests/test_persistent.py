@@ -243,12 +243,14 @@ def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs CUDA's nvcc")
 def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
+    compiler, *_ = library.GPU.compiler_command()
+    if not shutil.which(compiler):
+        pytest.skip("needs CUDA's nvcc")
     native = pathlib.Path(library.__file__).parent
     done = subprocess.run(
         [
-            *("nvcc", "-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
+            *(compiler, "-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
             *("-isystem", jax.ffi.include_dir(), native / library.GPU.source),
             *("-o", tmp_path / "lstm.so"),
         ],

@@ -282,13 +282,13 @@ def _gpus() -> str:
 
 
 def _nvcc() -> str:
-    """Of a toolkit, or of NVIDIA's packages that JAX was installed with."""
+    """Of a toolkit, or of NVIDIA's packages (from CUDA 13 on) that JAX came with."""
     if shutil.which("nvcc"):
         return "nvcc"
     packages = importlib.util.find_spec("nvidia")
     places = (packages and packages.submodule_search_locations) or ()
     found = [
-        path for place in places for path in pathlib.Path(place).glob("*/bin/nvcc")
+        path for place in places for path in pathlib.Path(place).glob("cu1*/bin/nvcc")
     ]
     return str(max(found)) if found else "nvcc"
 

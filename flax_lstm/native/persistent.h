@@ -69,6 +69,22 @@ struct Place {
   __device__ bool owns(const Recurrence& layer, int n) const {
     return owned(n) < S::kRows && row(n) < layer.batch && unit < layer.units;
   }
+
+  // Of a state, (B, H); zeros for what is not there.
+  __device__ void read(const Recurrence& layer, float (&own)[S::kOwned],
+                       const float* state) const {
+#pragma unroll
+    for (int n = 0; n < S::kOwned; ++n) {
+      own[n] = owns(layer, n) ? state[row(n) * layer.units + unit] : 0.0f;
+    }
+  }
+  __device__ void write(const Recurrence& layer, const float (&own)[S::kOwned],
+                        float* state) const {
+#pragma unroll
+    for (int n = 0; n < S::kOwned; ++n) {
+      if (owns(layer, n)) state[row(n) * layer.units + unit] = own[n];
+    }
+  }
 };
 
 constexpr unsigned kWholeWarp = 0xffffffffu;

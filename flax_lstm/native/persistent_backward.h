@@ -45,13 +45,8 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
       });
 
   float d_h[S::kOwned], d_c[S::kOwned];
-#pragma unroll
-  for (int n = 0; n < S::kOwned; ++n) {
-    const bool owns = place.owns(layer, n);
-    const int in_state = place.row(n) * units + unit;
-    d_h[n] = owns ? layer.d_h_n[in_state] : 0.0f;
-    d_c[n] = owns ? layer.d_c_n[in_state] : 0.0f;
-  }
+  place.read(layer, d_h, layer.d_h_n);
+  place.read(layer, d_c, layer.d_c_n);
   Step next[S::kOwned];
   const auto load = [&](int s) {
     const int t = layer.time(s);
@@ -113,13 +108,8 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
     now = other;
     other = before;
   }
-#pragma unroll
-  for (int n = 0; n < S::kOwned; ++n) {
-    if (!place.owns(layer, n)) continue;
-    const int in_state = place.row(n) * units + unit;
-    layer.d_h_0[in_state] = d_h[n];
-    layer.d_c_0[in_state] = d_c[n];
-  }
+  place.write(layer, d_h, layer.d_h_0);
+  place.write(layer, d_c, layer.d_c_0);
 }
 
 }  // namespace flax_lstm

@@ -29,12 +29,10 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
       });
 
   float c[S::kOwned], own_h[S::kOwned];
+  place.read(layer, own_h, layer.h_0);
+  place.read(layer, c, layer.c_0);
 #pragma unroll
   for (int n = 0; n < S::kOwned; ++n) {
-    const bool owns = place.owns(layer, n);
-    const int in_state = place.row(n) * units + unit;
-    c[n] = owns ? layer.c_0[in_state] : 0.0f;
-    own_h[n] = owns ? layer.h_0[in_state] : 0.0f;
     if (place.owned(n) < S::kRows) h[place.owned(n) * S::kUnits + unit] = own_h[n];
   }
 
@@ -108,13 +106,8 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     now = next;
     next = before;
   }
-#pragma unroll
-  for (int n = 0; n < S::kOwned; ++n) {
-    if (!place.owns(layer, n)) continue;
-    const int in_state = place.row(n) * units + unit;
-    layer.h_n[in_state] = own_h[n];
-    layer.c_n[in_state] = c[n];
-  }
+  place.write(layer, own_h, layer.h_n);
+  place.write(layer, c, layer.c_n);
 }
 
 }  // namespace flax_lstm
