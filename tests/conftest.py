@@ -1,4 +1,11 @@
-"""What every test runs under: eight CPU devices, exact products, fixed examples."""
+"""What every test runs under: eight CPU devices, exact products, fixed examples.
+
+And the least optimised code that XLA:CPU makes, unless XLA_FLAGS says otherwise
+(`XLA_FLAGS=' '` is as a user's): what is checked is the formulas, and compiling takes
+most of the time. Processes that a test starts have a user's code.
+"""
+
+import os
 
 import compiled_loops
 import hypothesis
@@ -6,9 +13,22 @@ import jax
 import pytest
 from kinds import KINDS, Variant, lay_out_as_elsewhere, lay_out_as_if_large
 
+_XLA_FLAGS = "XLA_FLAGS"
+_LEAST_OPTIMISED = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if jax.__version_info__ < (0, 11):  # Which has no other way any more.
+    _LEAST_OPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
+
 # Before the first array: later, the number of devices cannot change. It is the
 # number of CPU devices only, and does nothing to an accelerator's.
 jax.config.update("jax_num_cpu_devices", 8)
+if _XLA_FLAGS not in os.environ:
+    os.environ[_XLA_FLAGS] = " ".join(_LEAST_OPTIMISED)
+    jax.devices()  # Which reads them; a test's own processes shall not.
+    del os.environ[_XLA_FLAGS]
 # An accelerator's default (TF32, bfloat16 passes) is off by 1e-3; the tolerances
 # in these tests are those of the dtype.
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -33,14 +33,6 @@ LENGTHS = np.array([3, 1, 5])  # Not sorted; one row is full, one is a single st
 # is rounding, so its bound lies far from both 1e-5 and its own 1e-16.
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 
-# The least optimised code that XLA makes: what is checked is the formulas, and
-# compiling takes nearly all the time. Only XLA:CPU knows these options.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
-
 # As `fused`, with the products laid out as they are for many units.
 FUSED_LARGE = "fused_large"
 
@@ -257,11 +249,8 @@ def run_flax(case, params, data):
 
     arguments = {"input": data["input"], "params": params}
     arguments |= {name: data[name] for name in given}
-    options = COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    (_, results), gradients = jax.jit(value_and_grad, compiler_options=options)(
-        arguments
-    )
+    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, results), gradients = value_and_grad(arguments)
     return results, gradients
 
 
