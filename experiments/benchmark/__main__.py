@@ -8,8 +8,20 @@ flags.DEFINE_bool("quick", False, "The notes' training step and inference only."
 flags.DEFINE_bool(
     "scaling", False, "Only how the training step scales with 1, 2, 4 and 8 devices."
 )
+flags.DEFINE_list(
+    "parts",
+    None,
+    "Some of processes (the notes' sizes, a process each), one_process (the same in "
+    "one), costs (compiling, importing, memory), epoch, grid, growth (default: all).",
+)
 flags.DEFINE_string(
     "output", "runs/benchmark", "Path of the results, less .json and .png."
+)
+
+flags.register_multi_flags_validator(
+    ["quick", "scaling", "parts"],
+    lambda given: sum(map(bool, given.values())) < 2,
+    "expected one of them at most",
 )
 
 FLAGS = flags.FLAGS
@@ -19,7 +31,12 @@ def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments.benchmark import run
 
-    run.run(FLAGS.quick, FLAGS.scaling, FLAGS.output)
+    if FLAGS.scaling:
+        run.run_scaling(FLAGS.output)
+    elif FLAGS.quick:
+        run.run_quick(FLAGS.output)
+    else:
+        run.run(FLAGS.parts or run.PARTS, FLAGS.output)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def in_one_process() -> dict[str, Contender]:
 
 def _one_device() -> dict[str, Contender]:
     """Ours on one device, where that is not what ours is anyhow."""
-    if has_native_loops():
+    if has_native_loops() or is_on_gpu():
         return {}
     return {ONE: Ours("auto", all_devices=False)}
 
@@ -117,34 +117,49 @@ def a_device_for_each_core() -> None:
 def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
-    Ours is set as the experiment sets it. Flax's RNN and torch come twice: as their
-    users run them, and with their memory kept, whatever the size of the work; ours
-    keeps it where a training step of that size is large.
+    Ours is set as the experiment sets it. On a CPU Flax's RNN and torch come twice: as
+    their users run them, and with their memory kept, whatever the size of the work;
+    ours keeps it where a training step of that size is large. A GPU has no need of
+    that, and there ours is the fused one.
     """
     found = {
         CHUNK: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
         ALL: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
         **{name: Alone(c, keeps_memory=None) for name, c in _one_device().items()},
-        FUSED: Alone(fused(), keeps_memory=None, claim=a_device_for_each_core),
         FLAX: Alone(FlaxRNN()),
-        FLAX_KEPT: Alone(FlaxRNN(), keeps_memory=True),
     }
-    for name, contender in _on_gpu().items():
-        found[name] = Alone(contender, keeps_memory=None)
     if has_torch():
         found[TORCH] = Alone(_torch())
-        found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)
+    for name, contender in _on_gpu().items():
+        found[name] = Alone(contender)
+    if not is_on_gpu():
+        found[FUSED] = Alone(fused(), keeps_memory=None, claim=a_device_for_each_core)
+        found[FLAX_KEPT] = Alone(FlaxRNN(), keeps_memory=True)
+        if has_torch():
+            found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)
+    return found
+
+
+def is_on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def implementations() -> dict[str, str]:
+    """Of ours, by contender: `auto`, and on a GPU those there only, if compiled."""
+    found = {ALL: "auto"}
+    if is_on_gpu():
+        found[CUDNN] = "cudnn"
+        if library.GPU.is_usable():
+            found[KERNEL] = "native"
     return found
 
 
 def _on_gpu() -> dict[str, Contender]:
-    """What there is on a GPU only, and of it what is compiled."""
-    if jax.default_backend() != "gpu":
-        return {}
-    found: dict[str, Contender] = {CUDNN: Ours("cudnn", all_devices=False)}
-    if library.GPU.is_usable():
-        found[KERNEL] = Ours("native", all_devices=False)
-    return found
+    return {
+        name: Ours(implementation, all_devices=False)
+        for name, implementation in implementations().items()
+        if name != ALL
+    }
 
 
 def _torch(compiled: bool = False) -> Contender:

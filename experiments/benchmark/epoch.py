@@ -33,9 +33,15 @@ def _made_up_rows(examples: int, seed: int) -> Split:
     return Split(images, rng.integers(0, CLASSES, examples, dtype=np.int32))
 
 
-def ours(train: Split, test: Split) -> Work:
+def ours(train: Split, test: Split, implementation: str = "auto") -> Work:
     """The experiment's epoch: shuffling, steps in compiled chunks, test pass."""
-    model = LSTMClassifier(CLASSES, NOTES.inputs, NOTES.hidden, NOTES.layers)
+    model = LSTMClassifier(
+        CLASSES,
+        NOTES.inputs,
+        NOTES.hidden,
+        NOTES.layers,
+        implementation=implementation,
+    )
     mesh = row_mesh(NOTES.batch)
     epochs = Epochs(DeviceSplit.of(train, mesh), NOTES.batch, _MODEL_INPUT, mesh)
     tested = DeviceSplit.of(test, mesh)

@@ -6,6 +6,7 @@ there is no way to put the results of two runs side by side.
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 from experiments.benchmark.timing import Timing
@@ -69,9 +70,12 @@ class Report:
             "environment": self.environment,
             "comparisons": comparisons,
         }
-        with open(path, "w", encoding="utf-8") as file:
+        # Whole or not at all: it is written again and again as a run goes on.
+        unfinished = f"{path}.unfinished"
+        with open(unfinished, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
             file.write("\n")
+        os.replace(unfinished, path)
 
 
 def table(comparisons: list[Comparison]) -> str:

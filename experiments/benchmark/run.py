@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
@@ -20,50 +21,79 @@ from flax_lstm.native.cores import usable_cores
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 
-def run(quick: bool, scales: bool, output: str) -> None:
-    """Runs, prints tables as they are ready, and writes `output`.json and .png.
+PARTS: dict[str, Callable[[], Iterator[Comparison]]] = {
+    "processes": lambda: sections.in_own_processes(seconds=6),
+    "one_process": lambda: sections.training_and_inference(seconds=6),
+    "costs": lambda: sections.costs(repeats=5),
+    "epoch": lambda: sections.whole_epoch(rounds=3),
+    "grid": lambda: sections.grid(seconds=4),
+    "growth": lambda: sections.growth(seconds=3),
+}
+
+
+def run(parts: Iterable[str], output: str) -> None:
+    """Runs those `PARTS`, and prints the tables of each as it is done.
+
+    `output`.json is there from the first comparison on, so that a run that ends early
+    leaves what it found; the part `growth` draws `output`.png, too.
 
     Raises:
-        RunError: the results can't be written there.
+        RunError: there is no such part, or the results can't be written there.
     """
+    parts = tuple(parts)
+    for name in parts:
+        if name not in PARTS:
+            raise RunError(
+                f"--parts: expected some of {', '.join(PARTS)}, got {name!r}"
+            )
+    report = _measure([PARTS[name] for name in parts], output, usable_cores())
+    if "growth" in parts:
+        figure.save_growth(
+            {
+                axis: report.of_section(sections.growth_section(axis))
+                for axis in sections.GROWTH
+            },
+            {axis: sections.growth_values(axis) for axis in sections.GROWTH},
+            f"{output}.png",
+        )
+        print(f"Picture: {output}.png")
+
+
+def run_quick(output: str) -> None:
+    """The notes' training step and inference only."""
+    _measure([lambda: sections.quickly(seconds=1)], output, usable_cores())
+
+
+def run_scaling(output: str) -> None:
+    """How the training step scales with the number of devices."""
+    _measure([lambda: scaling.scaling(seconds=20)], output, max(scaling.COUNTS))
+
+
+def _measure(
+    parts: list[Callable[[], Iterator[Comparison]]], output: str, num_devices: int
+) -> Report:
     _make_folder(output)
     # Of a GPU's memory JAX would take most at once, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    claim_cores(max(scaling.COUNTS) if scales else usable_cores())
+    claim_cores(num_devices)
     # Else what one contender leaves behind in the allocator is another's gain.
     keep_freed_memory()
     start = time.perf_counter()
     report = Report(environment())
     print(", ".join(f"{k} {v}" for k, v in report.environment.items()), flush=True)
-
-    def show(comparisons):
-        found = list(comparisons)
-        for comparison in found:
+    for part in parts:
+        found = []
+        for comparison in part():
+            found.append(comparison)
             report.add(comparison)
+            minutes = (time.perf_counter() - start) / 60
+            report.environment["minutes"] = round(minutes, 1)
+            report.write(f"{output}.json")
         for section in dict.fromkeys(c.section for c in found):
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
-
-    if scales:
-        show(scaling.scaling(seconds=20))
-    elif quick:
-        show(sections.quickly(seconds=1))
-    else:
-        show(sections.in_own_processes(seconds=6))
-        show(sections.training_and_inference(seconds=6))
-        show(sections.costs(repeats=5))
-        show(sections.whole_epoch(rounds=3))
-        show(sections.grid(seconds=4))
-        growth: dict[str, list[Comparison]] = {}
-        for axis, comparison in sections.growth(seconds=3):
-            growth.setdefault(axis, []).append(comparison)
-        show(comparison for rows in growth.values() for comparison in rows)
-        sizes = {axis: sections.growth_values(axis) for axis in growth}
-        figure.save_growth(growth, sizes, f"{output}.png")
-        print(f"\nPicture: {output}.png")
-    report.environment["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    report.write(f"{output}.json")
     print(f"\nResults: {output}.json ({report.environment['minutes']} min)")
+    return report
 
 
 def _make_folder(output: str) -> None:

@@ -78,7 +78,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     yield _alone(section, names, "training", NOTES, seconds)
     for batch in _INFERENCE_BATCHES:
         yield _inference_alone(names[1:], batch, seconds)
-    if can_pin():
+    if can_pin() and not contenders.is_on_gpu():
         section = "training step, a process and one core each"
         with on_one_core():
             yield _alone(section, names[1:], "training", NOTES, seconds)
@@ -123,8 +123,9 @@ def training_and_inference(seconds: float) -> Iterator[Comparison]:
 
     With all that there is: our scan, and torch.compile where it works.
     """
-    entries = contenders.in_one_process()
-    entries |= {FUSED: contenders.fused(), SCAN: contenders.scan()}
+    entries = contenders.in_one_process() | {SCAN: contenders.scan()}
+    if not contenders.is_on_gpu():
+        entries[FUSED] = contenders.fused()
     if TORCH in entries:
         entries[TORCH_COMPILED] = contenders.torch_compiled()
     ratios = (*RATIOS, (SCAN, FLAX))
@@ -136,13 +137,17 @@ def training_and_inference(seconds: float) -> Iterator[Comparison]:
         yield _here("inference", entries, "inference", sizes, seconds, ratios)
 
 
-def growth(seconds: float) -> Iterator[tuple[str, Comparison]]:
+def growth(seconds: float) -> Iterator[Comparison]:
     """A training step of the notes with one size at a time made larger."""
     entries = contenders.in_one_process()
     for axis, all_sizes in GROWTH.items():
-        name = f"growth with {axis}"
+        name = growth_section(axis)
         for sizes in all_sizes:
-            yield axis, _here(name, entries, "training", sizes, seconds, RATIOS)
+            yield _here(name, entries, "training", sizes, seconds, RATIOS)
+
+
+def growth_section(axis: str) -> str:
+    return f"growth with {axis}"
 
 
 def growth_values(axis: str) -> list[int]:
@@ -189,23 +194,26 @@ def _units(entries: Mapping[str, Contender], kind: str) -> dict[str, int]:
 def whole_epoch(rounds: int) -> Iterator[Comparison]:
     """An epoch of 60,000 made-up rows and a test pass over 10,000, a process each."""
     with contextlib.ExitStack() as stack:
-        works = {ALL: stack.enter_context(working(_epoch_of_ours))}
+        works = {
+            name: stack.enter_context(working(_epoch_of_ours, implementation))
+            for name, implementation in contenders.implementations().items()
+        }
         if contenders.has_torch():
             works[TORCH] = stack.enter_context(working(_epoch_of_torch, usable_cores()))
         yield compare(
             "epoch and test pass, a process each",
             f"60,000 + 10,000 rows, {NOTES}",
             works,
-            ratios=((ALL, TORCH),),
+            ratios=((ALL, TORCH), *_ON_GPU),
             rounds=rounds,
             unit="s",
         )
 
 
-def _epoch_of_ours() -> Work:
+def _epoch_of_ours(implementation: str) -> Work:
     keep_if_large(NOTES.step_bytes)
     claim_cores()
-    return epoch.ours(*epoch.made_up_splits())
+    return epoch.ours(*epoch.made_up_splits(), implementation)
 
 
 def _epoch_of_torch(threads: int) -> Work:
@@ -233,7 +241,7 @@ def costs(repeats: int) -> Iterator[Comparison]:
         "s",
         {ALL: import_seconds(repeats)},
     )
-    if can_measure():
+    if can_measure() and not contenders.is_on_gpu():
         yield from _memory()
 
 
