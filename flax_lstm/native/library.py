@@ -26,6 +26,7 @@ import jax
 import jaxlib
 
 _SOURCES = pathlib.Path(__file__).parent
+_GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # Of the content, behind it: a loader of libraries reads what the header tells, no more.
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -275,10 +276,20 @@ def _processor() -> str:
 
 
 def _gpus() -> str:
-    """What the driver says of each, without asking CUDA."""
-    known = pathlib.Path("/proc/driver/nvidia/gpus").glob("*/information")
-    lines = [line for file in known for line in file.read_text("utf-8").splitlines()]
-    return "\n".join(sorted(line for line in lines if line.startswith("Model")))
+    """What the driver says of each, without asking CUDA; empty where there is none."""
+    known = list(_GPUS_OF_DRIVER.glob("*/information"))
+    if known:
+        lines = [
+            line for file in known for line in file.read_text("utf-8").splitlines()
+        ]
+        return "\n".join(sorted(line for line in lines if line.startswith("Model")))
+    # Some containers have the driver without its folder.
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode else "\n".join(sorted(done.stdout.splitlines()))
 
 
 def _nvcc() -> str:
