@@ -242,6 +242,26 @@ def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
     assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
 
 
+def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):
+    """By its folder, or by its program in a container without that."""
+    monkeypatch.setattr(library, "_GPUS_OF_DRIVER", tmp_path / "gpus")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert library.GPU.made_for() == ""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA B200\necho NVIDIA A100\n")
+    program.chmod(0o755)
+    assert library.GPU.made_for() == "NVIDIA A100\nNVIDIA B200"
+    program.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    assert library.GPU.made_for() == ""
+    for number, model in enumerate(("H200", "H100")):
+        folder = tmp_path / "gpus" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(
+            f"Model: \t NVIDIA {model}\nIRQ: {number}\n"
+        )
+    assert library.GPU.made_for() == "Model: \t NVIDIA H100\nModel: \t NVIDIA H200"
+
+
 @pytest.mark.slow
 def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
     compiler, *_ = library.GPU.compiler_command()

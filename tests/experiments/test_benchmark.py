@@ -5,16 +5,17 @@ import os
 import time
 
 import compiled_loops
+import jax
 import pytest
 
-from experiments.benchmark import child, contenders, figure, importing, memory
+from experiments.benchmark import child, contenders, figure, importing, memory, run
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
-from experiments.benchmark.run import environment
 from experiments.benchmark.sizes import Sizes
 from experiments.benchmark.timing import Timing, calls_of, in_turn
 from experiments.devices import replicated
+from experiments.errors import RunError
 from flax_lstm.native.cores import usable_cores
 
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
@@ -48,6 +49,8 @@ def test_a_contender_trains_and_infers(make):
 @pytest.mark.parametrize(("devices", "sums"), [(1, False), (2, True)])
 def test_a_step_on_one_device_sums_over_none(devices, sums):
     """Which XLA:CPU would do by a copy of all gradients."""
+    if jax.device_count() < devices:
+        pytest.skip(f"needs {devices} devices")
     ours = Ours("fused", all_devices=True, num_devices=devices)
     mesh = ours._mesh(TINY)
     state = replicated(ours._state(TINY), mesh)
@@ -125,6 +128,28 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     assert row["timings"]["ours"] == {"samples": [0.001, 0.001, 0.002]}
 
 
+def test_what_was_found_is_kept_when_a_part_ends_the_run(tmp_path, monkeypatch):
+    def part():
+        yield comparison()
+        raise KeyboardInterrupt
+
+    parts = {"first": lambda: iter([comparison()]), "second": part}
+    monkeypatch.setattr(run, "PARTS", parts)
+    output = tmp_path / "folder" / "result"
+    with pytest.raises(KeyboardInterrupt):
+        run.run(["first", "second"], str(output))
+    content = json.loads(output.with_suffix(".json").read_text())
+    assert [row["section"] for row in content["comparisons"]] == ["training step"] * 2
+    assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+
+
+def test_an_unknown_part_is_an_error_before_anything_runs(tmp_path):
+    output = tmp_path / "folder" / "result"
+    with pytest.raises(RunError, match=r"^--parts: expected some of .*grid.*'grids'"):
+        run.run(["epoch", "grids"], str(output))
+    assert not output.parent.exists()
+
+
 def test_the_growth_is_drawn(tmp_path):
     path = tmp_path / "growth.png"
     figure.save_growth({"B": [comparison()] * 2}, {"B": [1, 10]}, str(path))
@@ -153,9 +178,9 @@ def test_one_core_is_all_that_the_other_process_has():
 
 
 def test_a_run_says_which_loops_it_had(native, monkeypatch):
-    assert environment()["implementation"] == "fused"
+    assert run.environment()["implementation"] == "fused"
     monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
-    assert environment()["implementation"] == "native"
+    assert run.environment()["implementation"] == "native"
 
 
 def dying_work():
