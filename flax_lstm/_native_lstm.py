@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused, _native_primitives as primitives
 from flax_lstm._fused_lstm import Carry
+from flax_lstm._meant_primitive import varying_alike
 from flax_lstm._native_meaning import GATES, How
 from flax_lstm._recurrence import scan_over_time
 from flax_lstm.native import library
@@ -78,7 +79,7 @@ def _run(cell, carry, inputs, valid, reverse, on_gpu):
     arrays = (inputs, *weights.x, *weights.h, *bias, h_0, c_0)
     arrays += () if valid is None else (valid,)
     how = How(reverse, on_gpu, jax.config.jax_default_matmul_precision)
-    y, h_n, c_n = primitives.forward_p.bind(*primitives.varying_alike(arrays), how=how)
+    y, h_n, c_n = primitives.forward_p.bind(*varying_alike(arrays), how=how)
     return (c_n, h_n), y
 
 

@@ -6,7 +6,6 @@ each gate, and `valid` comes last and may be missing.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused
 from flax_lstm._fused_lstm import Kept, Weights
+from flax_lstm._meant_primitive import Meaning
 
 GATES = 4
 KEPT = 5
@@ -23,8 +23,6 @@ KNOWN = 1 + 2 * GATES + 2 + KEPT
 LINEAR = 3 * GATES + 2
 # Those that `backward` is linear in: the gradients of y, h_n and c_n.
 GRADIENTS = 3
-
-Meaning = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)

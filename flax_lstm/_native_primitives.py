@@ -17,56 +17,26 @@ axes. Elsewhere, in a program that XLA itself spreads over devices, and in one t
 its place.
 """
 
-import functools
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
-from jax.interpreters import ad, batching, mlir
-from jax.interpreters.xla import apply_primitive
+from jax.interpreters import ad, mlir
 
 from flax_lstm import _native_meaning as meaning, _persistent_lstm as persistent
-from flax_lstm._native_meaning import GATES, GRADIENTS, KNOWN, LINEAR, Meaning
-from flax_lstm._recurrence import with_varying_axes_of
+from flax_lstm._meant_primitive import (
+    Meaning,
+    devices_that_call,
+    primitive_of,
+    varying_alike,
+)
+from flax_lstm._native_meaning import GATES, GRADIENTS, KNOWN, LINEAR
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
 # Of native/backward.h, with native/vectors.h's kRows, which is this at most.
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
-
-
-def varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """As a primitive takes them inside `jax.shard_map`."""
-    return with_varying_axes_of(arrays, ())
-
-
-def primitive_of(name: str, meant: Meaning) -> jax.extend.core.Primitive:
-    """With all that follows from what it means."""
-    primitive = jax.extend.core.Primitive(name)
-    primitive.multiple_results = True
-
-    @functools.cache
-    def results(*arguments, **params):
-        run = functools.partial(meant, **params)
-        return jax.make_jaxpr(run)(*arguments).out_avals
-
-    def derivative(primals, tangents, **params):
-        run = functools.partial(meant, **params)
-        return jax.jvp(run, primals, tuple(map(ad.instantiate_zeros, tangents)))
-
-    def batched(arguments, axes, **params):
-        run = functools.partial(meant, **params)
-        outputs = jax.vmap(run, in_axes=tuple(axes))(*arguments)
-        return outputs, (0,) * len(outputs)
-
-    primitive.def_impl(functools.partial(apply_primitive, primitive))
-    primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
-    ad.primitive_jvps[primitive] = derivative
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(meant, multiple_results=True))
-    return primitive
 
 
 def lower_to_loop(primitive, meant: Meaning, target: str, scratch_size=None) -> None:
@@ -79,7 +49,7 @@ def lower_to_loop(primitive, meant: Meaning, target: str, scratch_size=None) -> 
     called = jax.ffi.ffi_lowering(target)
 
     def lower(context, *arguments, how, **params):
-        devices = _devices_with_loops(context.module_context)
+        devices = devices_that_call(context.module_context)
         if devices is None:
             return lower_meant(context, *arguments, how=how, **params)
         library.CPU.register()
@@ -100,32 +70,13 @@ def lower_to_kernel(primitive, meant: Meaning, lower_call, platform="cuda") -> N
     def lower(context, *arguments, how, **params):
         calls = (
             how.on_gpu
-            and _devices_with_loops(context.module_context) is not None
+            and devices_that_call(context.module_context) is not None
             and persistent.can_serve(context)
         )
         chosen = lower_call if calls else lower_meant
         return chosen(context, *arguments, how=how, **params)
 
     mlir.register_lowering(primitive, lower, platform=platform)
-
-
-def _devices_with_loops(module: mlir.ModuleContext) -> int | None:
-    """How many devices of this process a program runs on; None if it can't call.
-
-    It can where each device has its own part of the data and runs it as it stands: on
-    one device, or inside `jax.shard_map` over all axes of a mesh.
-    """
-    if module.lowering_parameters.for_export:
-        return None
-    axes = module.axis_context
-    if isinstance(axes, mlir.ShardingContext):
-        return 1 if axes.num_devices == 1 else None
-    is_manual = isinstance(axes, mlir.SPMDAxisContext)
-    if is_manual and axes.manual_axes == frozenset(axes.mesh.axis_names):
-        if isinstance(axes.mesh, jax.sharding.Mesh):
-            return max(1, len(axes.mesh.local_devices))
-        return max(1, axes.mesh.size // jax.process_count())
-    return None
 
 
 def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:

@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from flax_lstm import (
     StackedLSTM,
+    _meant_primitive,
     _native_meaning,
     _native_primitives,
     _persistent_lstm,
@@ -63,7 +64,7 @@ def primitives(tmp_path_factory):
     def primitive(name, lowering):
         meant = getattr(_native_meaning, name)
         target = f"flax_lstm_persistent_{name}"
-        made = _native_primitives.primitive_of(f"on_cpu_{name}", meant)
+        made = _meant_primitive.primitive_of(f"on_cpu_{name}", meant)
         _native_primitives.lower_to_kernel(made, meant, lowering(target), "cpu")
         return made
 
