@@ -13,7 +13,9 @@ from cudnn_stand_in import has_gpu, stand_in_for_cudnn
 from jax import export
 from jax.sharding import AxisType, PartitionSpec as Spec
 
-from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm
+from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm, _cudnn_primitives
+from flax_lstm._cudnn_weights import Sizes, join, split
+from flax_lstm._fused_lstm import Weights
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741
 
@@ -29,15 +31,17 @@ def cudnn(monkeypatch):
 
 @pytest.fixture
 def calls(cudnn, monkeypatch):
-    """The sizes of every forward call."""
+    """The sizes of every layer or layers that are run at once."""
     seen = []
-    forward = _cudnn_lstm._forward
+    primitive = _cudnn_lstm.forward_p
 
-    def counted(sizes, *arrays):
-        seen.append(sizes)
-        return forward(sizes, *arrays)
+    class Counted:
+        @staticmethod
+        def bind(*arrays, sizes):
+            seen.append(sizes)
+            return primitive.bind(*arrays, sizes=sizes)
 
-    monkeypatch.setattr(_cudnn_lstm, "_forward", counted)
+    monkeypatch.setattr(_cudnn_lstm, "forward_p", Counted)
     return seen
 
 
@@ -138,16 +142,101 @@ def test_options_that_cudnn_has_not_are_refused(option, message):
         StackedLSTM(I, H, implementation="cudnn", **option)
 
 
-def test_vmap_is_refused(cudnn):
-    lstm, x, variables = setting()
-    with pytest.raises(NotImplementedError, match=r"'cudnn' can't run under jax\.vmap"):
-        jax.vmap(lstm.apply, in_axes=(None, 0))(variables, x[None])
+def squares_of_gradients(loss, *arguments):
+    gradients = jax.grad(loss, (0, 1))(*arguments)
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients))
 
 
-def test_forward_mode_is_refused(cudnn):
-    lstm, x, variables = setting()
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(partial(lstm.apply, variables), (x,), (x,))
+def along(loss, *arguments):
+    _, tangent = jax.jvp(loss, arguments, jax.tree.map(lambda a: 0.5 * a, arguments))
+    return tangent
+
+
+DERIVATIVES = {
+    "forward": lambda f, *a: along(f, *a),
+    "linearized": lambda f, *a: jax.linearize(f, *a)[1](*a),
+    "reverse_of_reverse": lambda f, *a: jax.grad(partial(squares_of_gradients, f))(*a),
+    "forward_of_reverse": lambda f, *a: along(jax.grad(f, (0, 1)), *a),
+    "reverse_of_forward": lambda f, *a: jax.grad(partial(along, f), (0, 1))(*a),
+    "reverse_of_a_checkpoint": lambda f, *a: jax.grad(jax.checkpoint(f), (0, 1))(*a),
+}
+
+
+@pytest.mark.parametrize("kind", DERIVATIVES)
+def test_derivatives_of_every_kind(cudnn, kind):
+    lengths = np.array([0, 3, T, 1])
+    results = []
+    for implementation in ("cudnn", "fused"):
+        lstm, x, variables = setting(implementation, bidirectional=True)
+        run = partial(DERIVATIVES[kind], partial(loss, lstm, seq_lengths=lengths))
+        results.append(jax.jit(run)(variables, x))
+    # Of numbers up to some tens, sums of hundreds of products.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
+
+
+def test_vmap_over_an_ensemble_and_its_gradients(cudnn):
+    results = []
+    for implementation in ("cudnn", "fused"):
+        lstm, x, _ = setting(implementation, bidirectional=True)
+        variables = jax.vmap(lstm.init, (0, None))(
+            jax.random.split(jax.random.key(0)), x
+        )
+        of_one = jax.value_and_grad(partial(loss, lstm), (0, 1))
+        results.append(jax.jit(jax.vmap(of_one, (0, None)))(variables, x))
+    assert_same(*results)
+
+
+def test_reverse_mode_is_a_call_forward_and_one_backward(cudnn, monkeypatch):
+    library, seen = _cudnn_primitives.rnn, []
+
+    class Watched:
+        @staticmethod
+        def lstm_fwd(x, *arrays, **sizes):
+            seen.append(("forward", x.shape))
+            return library.lstm_fwd(x, *arrays, **sizes)
+
+        @staticmethod
+        def lstm_bwd(*arguments):
+            seen.append(("backward", arguments[-2][0].shape))
+            return library.lstm_bwd(*arguments)
+
+    lstm, x, variables = setting(bidirectional=True)
+    monkeypatch.setattr(_cudnn_primitives, "rnn", Watched)
+    jax.jit(jax.grad(partial(loss, lstm))).lower(variables, x)
+    # Once to ask what cuDNN keeps.
+    assert seen == [(name, (B, T, I)) for name in ("forward", "forward", "backward")]
+
+
+def test_weights_as_one_vector_and_back():
+    keys = iter(jax.random.split(jax.random.key(0), 6 * 12))
+    sizes = Sizes(I, H, 3, 0.0, True, jax.lax.Precision.HIGHEST)
+    cells = [
+        Weights(
+            x=tuple(jax.random.normal(next(keys), (wide, H)) for _ in range(4)),
+            h=tuple(jax.random.normal(next(keys), (H, H)) for _ in range(4)),
+            b=tuple(jax.random.normal(next(keys), (H,)) for _ in range(4)),
+            projection=None,
+        )
+        for wide in (I, I, 2 * H, 2 * H, 2 * H, 2 * H)
+    ]
+    again = split(join(cells), sizes)
+    jax.tree.map(np.testing.assert_array_equal, again, cells)
+
+
+def test_what_was_not_kept_by_cudnn_makes_no_gradient(cudnn):
+    """A call forward by the meaning, and one backward by cuDNN, are not mixed."""
+    sizes = Sizes(I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
+    x = jnp.ones((B, T, I))
+    state = jnp.ones((1, B, H))
+    weights = jnp.ones(4 * H * (I + H + 2))
+    arguments = (x, state, state, weights, jnp.full(B, T, jnp.int32))
+    y, h_n, c_n, nothing = _cudnn_primitives.forward_keeping(
+        *arguments, sizes=sizes, kept_size=3 + B * T * H
+    )
+    residuals = (*arguments, y, nothing)
+    of_floats = _cudnn_primitives._call_backward(*residuals, y, h_n, c_n, sizes=sizes)
+    if not has_gpu():  # cuDNN itself has its own size, and nothing to say here.
+        assert all(jnp.isnan(gradient).all() for gradient in of_floats)
 
 
 def test_symbolic_sizes_are_refused(cudnn):

@@ -1,0 +1,179 @@
+"""cuDNN's two calls as JAX's primitives, with every derivative and under vmap.
+
+As of the native loops (`_native_primitives`), each has a meaning, the fused
+implementation's, from which comes what cuDNN has no part in. The derivative of a call
+forward is a linear map that is always its meaning, and whose transpose is the call
+backward: so reverse mode runs in cuDNN, and forward mode, second derivatives, vmap,
+programs that XLA spreads over devices, and those for other platforms and for export
+work as with the fused implementation.
+
+What cuDNN keeps from a call forward for the one backward only itself can read. A
+meaning has no use for it, and puts NaN in its place where it stands in for a call
+forward: gradients that cuDNN made of that would not look like any.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.experimental import rnn
+from jax.interpreters import ad, mlir
+
+from flax_lstm import _fused_lstm as fused
+from flax_lstm._cudnn_weights import Sizes, split
+from flax_lstm._meant_primitive import (
+    Meaning,
+    devices_that_call,
+    primitive_of,
+    varying_alike,
+)
+
+# Arguments of the calls that are no integers: x, h_0, c_0 and weights.
+_FLOATS = 4
+# Arguments that the derivative is not linear in: those, lengths, y and what is kept.
+_KNOWN = _FLOATS + 3
+
+_NAMES = {
+    jax.lax.Precision.HIGH: "tensorfloat32",
+    jax.lax.Precision.HIGHEST: "highest",
+}
+
+
+def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
+    """Outputs (B, T, D·H) and final states (L·D, B, H) of x (B, T, I)."""
+    cells = split(weights, sizes)
+    valid = jnp.arange(x.shape[1])[:, None] < lengths
+    y = x.swapaxes(0, 1)
+    finals = []
+    with jax.default_matmul_precision(_NAMES[sizes.precision]):
+        for layer in range(sizes.num_layers):
+            outputs = []
+            for direction in range(sizes.directions):
+                row = layer * sizes.directions + direction
+                carry = (c_0[row], h_0[row])
+                reverse = bool(direction)
+                final, output = fused.lstm(reverse, cells[row], y, valid, carry)
+                finals.append(final)
+                outputs.append(output)
+            y = jnp.concatenate(outputs, axis=-1)
+    c_n, h_n = map(jnp.stack, zip(*finals, strict=True))
+    return y.swapaxes(0, 1), h_n, c_n
+
+
+def forward_keeping(*arguments, sizes: Sizes, kept_size: int):
+    """The same, and nothing in the place of what cuDNN keeps."""
+    nothing = jnp.full(kept_size, jnp.nan, jnp.float32)
+    return *forward(*arguments, sizes=sizes), nothing
+
+
+def tangents(*operands, sizes: Sizes):
+    """Of `forward`'s results; linear in what stands behind the known arguments."""
+    floats, lengths = operands[:_FLOATS], operands[_FLOATS]
+
+    def run(*floats):
+        return forward(*floats, lengths, sizes=sizes)
+
+    _, d_results = jax.jvp(run, floats, operands[_KNOWN:])
+    return d_results
+
+
+def backward(*operands, sizes: Sizes):
+    """The transpose of `tangents`."""
+    known, gradients = operands[:_KNOWN], operands[_KNOWN:]
+
+    def linear_tangents(*linear):
+        return tangents(*known, *linear, sizes=sizes)
+
+    return jax.linear_transpose(linear_tangents, *known[:_FLOATS])(gradients)
+
+
+def _call_forward(*arguments, sizes: Sizes):
+    results, _ = rnn.lstm_fwd(*arguments, **sizes._asdict())
+    return results
+
+
+def _call_forward_keeping(*arguments, sizes: Sizes, kept_size: int):
+    results, (*_, kept) = rnn.lstm_fwd(*arguments, **sizes._asdict())
+    assert kept.shape == (kept_size,)
+    return *results, kept
+
+
+def _call_backward(*operands, sizes: Sizes):
+    *of_floats, _ = rnn.lstm_bwd(*sizes, operands[:_KNOWN], operands[_KNOWN:])
+    return of_floats
+
+
+def primitive_for(platform: str) -> jax.extend.core.Primitive:
+    """Results and arguments as of `forward`, by cuDNN's calls on that platform."""
+
+    def called(name: str, meant: Meaning, call: Meaning) -> jax.extend.core.Primitive:
+        primitive = primitive_of(f"flax_lstm_cudnn_{name}", meant)
+        lower_call = mlir.lower_fun(call, multiple_results=True)
+        lower_meant = mlir.lower_fun(meant, multiple_results=True)
+
+        def lower(context, *arguments, **params):
+            calls = devices_that_call(context.module_context) is not None
+            return (lower_call if calls else lower_meant)(context, *arguments, **params)
+
+        mlir.register_lowering(primitive, lower, platform=platform)
+        return primitive
+
+    forward_p = called("forward", forward, _call_forward)
+    forward_keeping_p = called(
+        "forward_keeping", forward_keeping, _call_forward_keeping
+    )
+    backward_p = called("backward", backward, _call_backward)
+    tangents_p = primitive_of("flax_lstm_cudnn_tangents", tangents)
+
+    def derivative_of_forward(primals, tangents, *, sizes):
+        y, h_n, c_n, kept = forward_keeping_p.bind(
+            *primals, sizes=sizes, kept_size=_kept_size(primals, sizes)
+        )
+        linear = map(ad.instantiate_zeros, tangents[:_FLOATS])
+        operands = varying_alike((*primals, y, kept, *linear))
+        return [y, h_n, c_n], tangents_p.bind(*operands, sizes=sizes)
+
+    def transpose_of_tangents(gradients, *operands, sizes):
+        known, linear = operands[:_KNOWN], operands[_KNOWN:]
+        gradients = map(ad.instantiate_zeros, gradients)
+        transposed = backward_p.bind(*varying_alike((*known, *gradients)), sizes=sizes)
+        # A tangent that is known is zero, and nobody asks for its gradient.
+        asked = [
+            gradient if ad.is_undefined_primal(operand) else None
+            for operand, gradient in zip(linear, transposed, strict=True)
+        ]
+        return [*([None] * _KNOWN), *asked]
+
+    def transpose_of_backward(tangents, *operands, sizes):
+        known, gradients = operands[:_KNOWN], operands[_KNOWN:]
+
+        def linear_backward(*gradients):
+            return backward(*known, *gradients, sizes=sizes)
+
+        shapes = [gradient.aval for gradient in gradients]
+        transposed = jax.linear_transpose(linear_backward, *shapes)(
+            tuple(map(ad.instantiate_zeros, tangents))
+        )
+        return [*([None] * _KNOWN), *transposed]
+
+    ad.primitive_jvps[forward_p] = derivative_of_forward
+    ad.primitive_transposes[tangents_p] = transpose_of_tangents
+    ad.primitive_transposes[backward_p] = transpose_of_backward
+    return forward_p
+
+
+def _kept_size(arguments: Any, sizes: Sizes) -> int:
+    """What cuDNN says that it keeps; it has to be there."""
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
+    run = functools.partial(_kept, sizes=sizes)
+    return jax.eval_shape(run, *shapes).size
+
+
+def _kept(*arguments, sizes: Sizes):
+    _, (*_, kept) = rnn.lstm_fwd(*arguments, **sizes._asdict())
+    return kept
+
+
+forward_p = primitive_for("cuda")

@@ -1,0 +1,74 @@
+"""The weights of layers as the one vector that cuDNN takes, and back.
+
+First the kernels of all cells, gate by gate, of x and then of h, as torch has them;
+then two biases for each cell, of which one is zero here. Cells are in the order of
+layers, in each the one that reads backwards last.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flax_lstm._fused_lstm import Weights
+
+_GATES = 4
+
+
+class Sizes(NamedTuple):
+    """What cuDNN is told beside arrays, in the order of `jax.experimental.rnn`."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    dropout: float
+    bidirectional: bool
+    precision: jax.lax.Precision
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+def join(cells: Sequence[Weights]) -> jax.Array:
+    """One vector of the weights of all cells."""
+    kernels, biases = [], []
+    for weights in cells:
+        kernels += [kernel.T for kernel in (*weights.x, *weights.h)]
+        none = jnp.zeros_like(weights.h[0][0])
+        biases += [*(none,) * _GATES, *(weights.b or (none,) * _GATES)]
+    return jnp.concatenate([array.ravel() for array in (*kernels, *biases)])
+
+
+def split(vector: jax.Array, sizes: Sizes) -> list[Weights]:
+    """The inverse of `join`; a cell's bias is the sum of its two."""
+    start = 0
+
+    def take(*shape: int) -> jax.Array:
+        nonlocal start
+        first, start = start, start + math.prod(shape)
+        return vector[first:start].reshape(shape)
+
+    def by_gate(*shape: int) -> list[jax.Array]:
+        return [take(*shape) for _ in range(_GATES)]
+
+    kernels = []
+    for layer in range(sizes.num_layers):
+        wide = sizes.directions * sizes.hidden_size if layer else sizes.input_size
+        for _ in range(sizes.directions):
+            of_x = by_gate(sizes.hidden_size, wide)
+            kernels.append((of_x, by_gate(sizes.hidden_size, sizes.hidden_size)))
+    cells = []
+    for of_x, of_h in kernels:
+        pairs = zip(by_gate(sizes.hidden_size), by_gate(sizes.hidden_size), strict=True)
+        cells.append(
+            Weights(
+                x=tuple(kernel.T for kernel in of_x),
+                h=tuple(kernel.T for kernel in of_h),
+                b=tuple(first + second for first, second in pairs),
+                projection=None,
+            )
+        )
+    return cells
