@@ -29,8 +29,8 @@ import jax.numpy as jnp
 
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import Sizes, join
-from flax_lstm._fused_lstm import weights_of
 from flax_lstm._layers import layer_by_layer
+from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._meant_primitive import varying_alike
 from flax_lstm._recurrence import scan_over_time
 
@@ -50,10 +50,10 @@ def run_layers_by_cudnn(
     valid: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """As what `layer_by_layer` makes, for layers of `LSTMCell`."""
-    first = layers[0][0]
-    if first.is_initializing():
+    if any(makes_weights(cell) for cells in layers for cell in cells):
         run = layer_by_layer(scan_over_time)
         return run(layers, state, inputs, valid=valid)
+    first = layers[0][0]
     steps, batch, features = _known_shape(inputs)
     _require_float32(inputs.dtype)
     _require_gpu()
@@ -65,7 +65,13 @@ def run_layers_by_cudnn(
         bidirectional=len(layers[0]) > 1,
         precision=_precision(),
     )
-    weights = join([weights_of(cell) for cells in layers for cell in cells])
+    weights = join(
+        [
+            weights_of(cell, sizes.width(layer))
+            for layer, cells in enumerate(layers)
+            for cell in cells
+        ]
+    )
     if valid is None:
         lengths = jnp.full(batch, steps, jnp.int32)
     else:

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_lstm._fused_lstm import Weights
-
-_GATES = 4
+from flax_lstm._lstm_weights import GATES, Weights
 
 
 class Sizes(NamedTuple):
@@ -31,6 +29,10 @@ class Sizes(NamedTuple):
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    def width(self, layer: int) -> int:
+        """Of what that layer reads."""
+        return self.directions * self.hidden_size if layer else self.input_size
+
 
 def join(cells: Sequence[Weights]) -> jax.Array:
     """One vector of the weights of all cells."""
@@ -38,7 +40,7 @@ def join(cells: Sequence[Weights]) -> jax.Array:
     for weights in cells:
         kernels += [kernel.T for kernel in (*weights.x, *weights.h)]
         none = jnp.zeros_like(weights.h[0][0])
-        biases += [*(none,) * _GATES, *(weights.b or (none,) * _GATES)]
+        biases += [*(none,) * len(GATES), *(weights.b or (none,) * len(GATES))]
     return jnp.concatenate([array.ravel() for array in (*kernels, *biases)])
 
 
@@ -52,13 +54,12 @@ def split(vector: jax.Array, sizes: Sizes) -> list[Weights]:
         return vector[first:start].reshape(shape)
 
     def by_gate(*shape: int) -> list[jax.Array]:
-        return [take(*shape) for _ in range(_GATES)]
+        return [take(*shape) for _ in GATES]
 
     kernels = []
     for layer in range(sizes.num_layers):
-        wide = sizes.directions * sizes.hidden_size if layer else sizes.input_size
         for _ in range(sizes.directions):
-            of_x = by_gate(sizes.hidden_size, wide)
+            of_x = by_gate(sizes.hidden_size, sizes.width(layer))
             kernels.append((of_x, by_gate(sizes.hidden_size, sizes.hidden_size)))
     cells = []
     for of_x, of_h in kernels:

@@ -33,14 +33,13 @@ README's table and `python -m experiments.benchmark`.
 import functools
 from typing import Any, NamedTuple
 
-import flax.core.meta
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 
-_GATES = ("i", "f", "g", "o")
 # What a core's own cache holds: up to which numbers cost nothing to read again.
 _CACHED_BYTES = 2**20
 # Up to which a layer's recurrent weights are multiplied at once on a CPU.
@@ -49,15 +48,6 @@ _FEW_ROWS = 8
 _UNROLL = 8
 
 Carry = tuple[jax.Array, jax.Array]
-
-
-class Weights(NamedTuple):
-    """One layer's weights, those of the gates in the order i, f, g, o."""
-
-    x: tuple[jax.Array, ...]  # (I, H) each
-    h: tuple[jax.Array, ...]  # (P, H) each
-    b: tuple[jax.Array, ...] | None  # (H,) each
-    projection: jax.Array | None  # (H, P)
 
 
 class Kept(NamedTuple):
@@ -99,24 +89,11 @@ def fuse_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
-    if cell.is_initializing():
+    if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
-    weights = weights_of(cell)
+    weights = weights_of(cell, inputs.shape[-1])
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
     return lstm(reverse, weights, inputs, valid, carry)
-
-
-def weights_of(cell: Any) -> Weights:
-    params = flax.core.meta.unbox(cell.variables["params"])
-    params = jax.tree.map(lambda array: jnp.asarray(array, cell.dtype), params)
-    return Weights(
-        x=tuple(params[f"i{gate}"]["kernel"] for gate in _GATES),
-        h=tuple(params[f"h{gate}"]["kernel"] for gate in _GATES),
-        b=tuple(params[f"h{gate}"]["bias"] for gate in _GATES)
-        if cell.use_bias
-        else None,
-        projection=params["hr"]["kernel"] if cell.proj_size else None,
-    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -218,7 +195,7 @@ def _gate_products(weights, x, layout):
 
     def multiply(h):
         if joined is not None:
-            return jnp.split(product(h, joined), len(_GATES), axis=-1)
+            return jnp.split(product(h, joined), len(GATES), axis=-1)
         return [product(h, kernel) for kernel in weights.h]
 
     def add_to_hoisted(z_x, h):
@@ -348,7 +325,7 @@ def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
         d_c, d_h = d_carry
         d_z, d_m, kept, is_valid = inputs
         slopes = _slopes(kept, is_valid)
-        d_i, d_f, d_g, d_o = jnp.split(d_z + d_h @ kernel, len(_GATES), axis=-1)
+        d_i, d_f, d_g, d_o = jnp.split(d_z + d_h @ kernel, len(GATES), axis=-1)
         d_c = (
             slopes.c_by_c * d_c
             + slopes.c_by_i * d_i

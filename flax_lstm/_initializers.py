@@ -45,10 +45,13 @@ def torch_linear(in_features: int) -> Initializer:
 
 
 def offset_by(init: Initializer, offset: float) -> Initializer:
-    """`init` with the constant `offset` added to every entry."""
+    """`init` with the constant `offset` added to every entry, boxed or not."""
+    if not offset:
+        return init
 
     def shifted(key, shape, dtype=None, out_sharding=None):
         del out_sharding
-        return init(key, shape, dtype or jnp.float32) + offset
+        drawn = init(key, shape, dtype or jnp.float32)
+        return jax.tree.map(lambda array: array + offset, drawn)
 
     return shifted

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused, _native_primitives as primitives
 from flax_lstm._fused_lstm import Carry
+from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._meant_primitive import varying_alike
 from flax_lstm._native_meaning import GATES, How
 from flax_lstm._recurrence import scan_over_time
@@ -38,7 +39,7 @@ def run_native_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
-    if cell.is_initializing():
+    if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if inputs.dtype != jnp.float32:
         raise ValueError(
@@ -67,13 +68,13 @@ def run_native_or_fused_over_time(
     serves = (
         inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
     )
-    if cell.is_initializing() or not serves or not library.CPU.is_usable():
+    if makes_weights(cell) or not serves or not library.CPU.is_usable():
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     return _run(cell, carry, inputs, valid, reverse, on_gpu=False)
 
 
 def _run(cell, carry, inputs, valid, reverse, on_gpu):
-    weights = fused.weights_of(cell)
+    weights = weights_of(cell, inputs.shape[-1])
     bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * GATES
     c_0, h_0 = carry
     arrays = (inputs, *weights.x, *weights.h, *bias, h_0, c_0)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused
-from flax_lstm._fused_lstm import Kept, Weights
+from flax_lstm._fused_lstm import Kept
+from flax_lstm._lstm_weights import Weights
 from flax_lstm._meant_primitive import Meaning
 
 GATES = 4

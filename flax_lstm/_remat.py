@@ -51,7 +51,7 @@ def remat_over_time(recur: Recurrence) -> Recurrence:
         whole = steps // length * length
 
         def stretches(array):
-            return array[:whole].reshape(-1, length, *array.shape[1:])
+            return array[:whole].reshape(steps // length, length, *array.shape[1:])
 
         def run_whole(carry):
             carry, y = scan(cell, carry, jax.tree.map(stretches, (inputs, valid)))

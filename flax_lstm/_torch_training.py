@@ -55,7 +55,8 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     import optax  # Here, so that `import flax_lstm` does not have to wait for it.
 
     def double(path, update):
-        names = [getattr(key, "key", None) for key in path[-2:]]
+        # Behind them stands what boxes a parameter, if it has metadata.
+        names = [key.key for key in path if hasattr(key, "key")][-2:]
         is_summed = len(names) == 2 and names[0] in SUMMED_BIASES
         return 2 * update if is_summed and names[1] == "bias" else update
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec as Spec
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm, _cudnn_primitives
 from flax_lstm._cudnn_weights import Sizes, join, split
-from flax_lstm._fused_lstm import Weights
+from flax_lstm._lstm_weights import Weights
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741
 

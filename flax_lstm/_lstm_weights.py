@@ -1,0 +1,79 @@
+"""One LSTM layer's weights as arrays, out of the parameters of its cell.
+
+For implementations that do not run the cell itself, where Flax would look at its
+parameters: they get the same errors for those that are missing or misshaped.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.core.meta
+import flax.errors
+import jax
+import jax.numpy as jnp
+
+GATES = ("i", "f", "g", "o")
+
+
+class Weights(NamedTuple):
+    """One layer's weights, those of the gates in the order i, f, g, o."""
+
+    x: tuple[jax.Array, ...]  # (I, H) each
+    h: tuple[jax.Array, ...]  # (P, H) each
+    b: tuple[jax.Array, ...] | None  # (H,) each
+    projection: jax.Array | None  # (H, P)
+
+
+def makes_weights(cell: Any) -> bool:
+    """Whether running the cell makes parameters of it: who does not run it can't."""
+    if cell.is_initializing():
+        return True
+    if not cell.is_mutable_collection("params"):
+        return False
+    params = cell.variables.get("params", {})
+    return any(name not in params.get(module, {}) for module, name, _ in _of(cell, 0))
+
+
+def weights_of(cell: Any, input_size: int) -> Weights:
+    """Those of an `LSTMCell` that is bound to its parameters, in its dtype.
+
+    Raises:
+        flax.errors.ScopeCollectionNotFound, ScopeParamNotFoundError: there are none,
+            or not all.
+        flax.errors.ScopeParamShapeError: one of another shape, also if it could be
+            broadcast.
+    """
+    params = flax.core.meta.unbox(cell.variables.get("params", {}))
+    arrays = {}
+    for module, name, shape in _of(cell, input_size):
+        path = f"{cell.scope.path_text}/{module}"
+        if not params:
+            raise flax.errors.ScopeCollectionNotFound("params", name, path)
+        if name not in params.get(module, {}):
+            raise flax.errors.ScopeParamNotFoundError(name, path)
+        array = params[module][name]
+        if jnp.shape(array) != shape:
+            found = jnp.shape(array)
+            raise flax.errors.ScopeParamShapeError(name, path, found, shape)
+        arrays[module, name] = jnp.asarray(array, cell.dtype)
+    return Weights(
+        x=tuple(arrays[f"i{gate}", "kernel"] for gate in GATES),
+        h=tuple(arrays[f"h{gate}", "kernel"] for gate in GATES),
+        b=tuple(arrays[f"h{gate}", "bias"] for gate in GATES)
+        if cell.use_bias
+        else None,
+        projection=arrays["hr", "kernel"] if cell.proj_size else None,
+    )
+
+
+def _of(cell: Any, input_size: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Module, name and shape of each parameter."""
+    units = cell.features
+    outputs = cell.proj_size or units
+    for gate in GATES:
+        yield f"i{gate}", "kernel", (input_size, units)
+        yield f"h{gate}", "kernel", (outputs, units)
+        if cell.use_bias:
+            yield f"h{gate}", "bias", (units,)
+    if cell.proj_size:
+        yield "hr", "kernel", (units, outputs)
