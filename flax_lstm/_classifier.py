@@ -46,11 +46,17 @@ class SequenceClassifier(nn.Module, kw_only=True):
         dropout: float
         bidirectional: bool
 
+    @nn.nowrap  # Called before there is a scope, which Flax looks at around a method.
     @abc.abstractmethod
     def make_stack(self, **options: Any) -> RecurrentStack:
         """The stack with `options`, those of all stacks, and those of its own."""
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "cell"):
+            raise TypeError(
+                "SequenceClassifier: expected one of its kinds, LSTMClassifier, "
+                "GRUClassifier or RNNClassifier, got what they share"
+            )
         check.require_positive_int("num_classes", self.num_classes)
         check.require_probability("dropout", self.dropout)
         check.require_one_of("pooling", self.pooling, POOLINGS)
@@ -111,6 +117,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         return attention(output, lengths)
 
+    @nn.nowrap
     def _stack(self, **linen: Any) -> RecurrentStack:
         return self.make_stack(
             input_size=self.input_size,
@@ -184,6 +191,7 @@ class LSTMClassifier(SequenceClassifier):
 
     cell: ClassVar[str] = "lstm"
 
+    @nn.nowrap
     def make_stack(self, **options: Any) -> StackedLSTM:
         return StackedLSTM(proj_size=self.proj_size, **options)
 
@@ -227,6 +235,7 @@ class GRUClassifier(SequenceClassifier):
 
     cell: ClassVar[str] = "gru"
 
+    @nn.nowrap
     def make_stack(self, **options: Any) -> StackedGRU:
         return StackedGRU(**options)
 
@@ -270,6 +279,7 @@ class RNNClassifier(SequenceClassifier):
 
     cell: ClassVar[str] = "rnn"
 
+    @nn.nowrap
     def make_stack(self, **options: Any) -> StackedRNN:
         return StackedRNN(nonlinearity=self.nonlinearity, **options)
 

@@ -93,7 +93,9 @@ class StackedGRU(HiddenStateStack):
             kernel_init=self.kernel_initializer,
             recurrent_kernel_init=self.recurrent_kernel_initializer,
             bias_init=self.bias_initializer,
-            n_bias_init=self.bias_init or torch_recurrent_kernel(self.hidden_size),
+            n_bias_init=torch_recurrent_kernel(self.hidden_size)
+            if self.bias_init is None
+            else self.bias_init,
             dtype=dtype,
             param_dtype=self.param_dtype,
             name=name,

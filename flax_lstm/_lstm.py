@@ -119,6 +119,10 @@ class StackedLSTM(RecurrentStack):
     forget_bias: float = 0.0
 
     cell_class: ClassVar[type[LSTMCell]] = LSTMCell
+    initializer_options: ClassVar[tuple[str, ...]] = (
+        *RecurrentStack.initializer_options,
+        "projection_kernel_init",
+    )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": run_native_or_fused_over_time,
         "scan": scan_over_time,
@@ -169,9 +173,9 @@ class StackedLSTM(RecurrentStack):
             ValueError: a wrong rank, size, shape or length, an empty sequence,
                 lengths with unbatched input, a missing dropout key.
         """
-        output, (h_n, c_n) = self.run(input, hx, seq_lengths, deterministic)
-        return output, (h_n, c_n)
+        return self.run(input, hx, seq_lengths, deterministic)
 
+    @nn.nowrap
     def check_options(self) -> None:
         super().check_options()
         check.require_natural_int("proj_size", self.proj_size)
@@ -200,8 +204,9 @@ class StackedLSTM(RecurrentStack):
             kernel_init=self.kernel_initializer,
             recurrent_kernel_init=self.recurrent_kernel_initializer,
             bias_init=self.bias_initializer,
-            projection_kernel_init=self.projection_kernel_init
-            or self.recurrent_kernel_initializer,
+            projection_kernel_init=self.recurrent_kernel_initializer
+            if self.projection_kernel_init is None
+            else self.projection_kernel_init,
             forget_bias=self.forget_bias,
             dtype=dtype,
             param_dtype=self.param_dtype,

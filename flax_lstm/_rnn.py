@@ -88,6 +88,7 @@ class StackedRNN(HiddenStateStack):
 
     cell_class: ClassVar[type[RNNCell]] = RNNCell
 
+    @nn.nowrap
     def check_options(self) -> None:
         super().check_options()
         check.require_one_of("nonlinearity", self.nonlinearity, tuple(NONLINEARITIES))

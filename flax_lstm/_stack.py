@@ -57,6 +57,11 @@ class RecurrentStack(nn.Module, kw_only=True):
     remat: bool = False
 
     cell_class: ClassVar[type[StackableCell]]
+    initializer_options: ClassVar[tuple[str, ...]] = (
+        "kernel_init",
+        "recurrent_kernel_init",
+        "bias_init",
+    )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": scan_over_time,
         "scan": scan_over_time,
@@ -81,6 +86,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         warn_of_idle_dropout(self)
         super().__post_init__()
 
+    @nn.nowrap  # Called before there is a scope, which Flax looks at around a method.
     def check_options(self) -> None:
         """Raises a TypeError or ValueError if an option of the stack is wrong."""
         check.require_positive_int("input_size", self.input_size)
@@ -93,6 +99,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.dtype is not None:
             check.require_floating_dtype("dtype", self.dtype)
         check.require_floating_dtype("param_dtype", self.param_dtype)
+        for name in self.initializer_options:
+            check.require_initializer(name, getattr(self, name))
         known = [*self.implementations, *self.stack_implementations]
         check.require_one_of("implementation", self.implementation, known)
         check.require_bool("remat", self.remat)
@@ -104,15 +112,26 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @property
     def kernel_initializer(self) -> Initializer:
-        return self.kernel_init or torch_recurrent_kernel(self.hidden_size)
+        if self.kernel_init is not None:
+            return self.kernel_init
+        return torch_recurrent_kernel(self.hidden_size)
 
     @property
     def recurrent_kernel_initializer(self) -> Initializer:
-        return self.recurrent_kernel_init or torch_recurrent_kernel(self.hidden_size)
+        if self.recurrent_kernel_init is not None:
+            return self.recurrent_kernel_init
+        return torch_recurrent_kernel(self.hidden_size)
 
     @property
     def bias_initializer(self) -> Initializer:
-        return self.bias_init or torch_recurrent_bias(self.hidden_size)
+        if self.bias_init is not None:
+            return self.bias_init
+        return torch_recurrent_bias(self.hidden_size)
+
+    @property
+    def _rows(self) -> int:
+        """L·D, of a state."""
+        return self.num_layers * (2 if self.bidirectional else 1)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -197,7 +216,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         return layer_by_layer(remat_over_time(recur) if self.remat else recur)
 
     def _drop_out(self, x):
-        if not self.has_rng("dropout"):
+        # While initialising, Flax's own Dropout takes the parameters' key.
+        if not self.has_rng("dropout") and not self.is_initializing():
             raise ValueError(
                 f"rngs: expected a key for dropout={self.dropout} with "
                 f"deterministic=False, got none; pass rngs={{'dropout': key}}"
@@ -210,7 +230,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             return None
         names = tuple(f"{name}_0" for name in self.cell_class.state_names)
         state = check.as_states(names, hx)
-        rows = self.num_layers * (2 if self.bidirectional else 1)
+        rows = self._rows
         arrays = []
         for name, size, value in zip(names, self.state_sizes, state, strict=True):
             array = check.as_floating_array(name, value)
@@ -222,12 +242,14 @@ class RecurrentStack(nn.Module, kw_only=True):
     def _computation_dtype(self, x, state):
         """`dtype` if set; else what input, hidden state and parameters promote to.
 
-        The cell state has no say: it is float32 beside bfloat16 anyway.
+        The cell state has no say: it is float32 beside bfloat16 anyway. Parameters
+        that are not there yet count as `param_dtype`.
         """
         if self.dtype is not None:
             return self.dtype
         hidden = () if state is None else (state[0],)
-        return jnp.result_type(x, *hidden, self.param_dtype)
+        params = jax.tree.leaves(self.variables.get("params", {}))
+        return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
     def _initial_state(self, state, x, dtype):
         """`state` in the dtypes of the cell, or zeros, sharded as the rows of `x` are.
@@ -235,7 +257,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         Plain `jnp.zeros` would be replicated, which a scan over a batch with an
         explicit sharding refuses as its carry.
         """
-        rows = self.num_layers * (2 if self.bidirectional else 1)
+        rows = self._rows
         dtypes = self.cell_class.state_dtypes(dtype)
         if state is not None:
             return tuple(

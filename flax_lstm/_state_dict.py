@@ -4,22 +4,26 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax.core.meta
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 
 def read_state_dict(source: Any) -> dict[str, np.ndarray]:
     """The arrays of a mapping, or of a `.safetensors` file; nothing is unpickled.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a file that is no safetensors file.
-        TypeError: something else than a mapping or a path.
+        TypeError: something else than a mapping or a path, or an entry that is no
+            array.
     """
     if isinstance(source, (str, os.PathLike)):
         return _read_safetensors(os.fspath(source))
     if isinstance(source, Mapping):
-        return {str(name): _as_numpy(value) for name, value in source.items()}
+        return {str(name): _as_numpy(name, value) for name, value in source.items()}
     raise TypeError(
         f"state_dict: expected a mapping of names to arrays, or the path of a "
         f".safetensors file, got a {type(source).__name__}"
@@ -30,9 +34,12 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"state_dict: expected a .safetensors file, got {path}")
     try:
         return dict(safetensors.numpy.load_file(path))
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError, AttributeError) as error:
+        # The last is its word for a dtype that NumPy has not.
         raise ValueError(
             f"state_dict: expected a .safetensors file, got {path} ({error}); a torch "
             f"pickle (.pt, .pth) is never read here: in torch, "
@@ -41,12 +48,31 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _as_numpy(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # A torch tensor, known without importing torch.
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype.
-            return value.float().numpy().astype(jnp.bfloat16)
-    return np.asarray(value)
+def _as_numpy(name: str, value: Any) -> np.ndarray:
+    try:
+        if hasattr(value, "detach"):  # A torch tensor, known without importing torch.
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype.
+                return value.float().numpy().astype(jnp.bfloat16)
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"state_dict: expected an array for {name}, got a "
+            f"{type(value).__name__} ({error})"
+        ) from error
+
+
+def require_floating(argument: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """All of them are real and floating; else a TypeError that lists the others."""
+    others = [
+        f"{name} {array.dtype}"
+        for name, array in sorted(tensors.items())
+        if not jnp.issubdtype(array.dtype, jnp.floating)
+    ]
+    if others:
+        raise TypeError(
+            f"{argument}: expected floating-point numbers, got {', '.join(others)}"
+        )
 
 
 def behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,12 +87,27 @@ def as_jax(params: dict[str, Any]) -> dict[str, Any]:
 
     `jnp.asarray` may share memory (JAX 0.10.0 does), in which torch trains on.
     """
-    return unflatten_dict({k: jnp.array(v) for k, v in flatten_dict(params).items()})
+    return jax.tree.map(jnp.array, params)
 
 
-def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree's leaves by their paths, `layer_0/hi/kernel`."""
-    return flatten_dict(unflatten_dict(flatten_dict(dict(params))), sep="/")
+def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A tree's leaves, out of their boxes, by their paths, `layer_0/hi/kernel`.
+
+    Raises:
+        TypeError: something else than a tree of arrays.
+    """
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"params: expected a mapping of names, what stands under 'params', got a "
+            f"{type(params).__name__}"
+        )
+    leaves = flax.core.meta.unbox(flatten_dict(dict(params), sep="/"))
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"params: expected an array for {path}, got a {type(leaf).__name__}"
+            )
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
 def writable(array: Any) -> np.ndarray:

@@ -11,12 +11,13 @@ from flax_lstm._state_dict import (
     behind,
     flat,
     read_state_dict,
+    require_floating,
     require_names,
     require_shapes,
     writable,
 )
 from flax_lstm._torch_layout import LAYOUTS, StackLayout
-from flax_lstm._torch_weights import params_to_torch, stack_from_torch
+from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
 # torch's names of the layers beside the stack, and ours. The study notes' classifier
 # has its head under this name, spelt like this.
@@ -77,6 +78,7 @@ def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
     require_shapes(
         "state_dict", {name: (shapes[name], tensors[name].shape) for name in names}
     )
+    require_floating("state_dict", {name: tensors[name] for name in names})
     params = flatten_dict({cell: tree}, sep="/")
     params |= {path: tensors[name].T for name, path in names.items()}
     return as_jax(unflatten_dict(params, sep="/"))
@@ -111,11 +113,23 @@ def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarra
     has_attention = any(path.startswith("attention/") for path in beside)
     names = {**_HEAD, **(_ATTENTION if has_attention else {})}
     require_names("params", names.values(), beside)
-    weights = params_to_torch(params.get(cell, {}), f"{cell}.")
-    for name, path in names.items():
-        weights[name] = writable(np.asarray(leaves[path]).T)
-    classifier_params_from_torch(weights)
-    return weights
+    of_stack = behind(f"{cell}/", leaves)
+    stack = stack_to_torch(of_stack, f"{cell}/")
+    width = StackLayout.named_in(stack).output_width(stack, cell)
+    classes = leaves["head/kernel"].shape[1:]
+    shapes = {
+        "head/kernel": (width, *classes),
+        "head/bias": classes,
+        "attention/projection/kernel": (width, width),
+        "attention/projection/bias": (width,),
+        "attention/query/kernel": (width, 1),
+    }
+    require_shapes(
+        "params", {path: (shapes[path], leaves[path].shape) for path in names.values()}
+    )
+    require_floating("params", {path: leaves[path] for path in names.values()})
+    weights = {f"{cell}.{name}": array for name, array in stack.items()}
+    return weights | {name: writable(leaves[path].T) for name, path in names.items()}
 
 
 def _first_cell(names: Any, separator: str) -> str:

@@ -90,6 +90,41 @@ def cell_of_params(names: Collection[str]) -> str:
     return max(LAYOUTS, key=fitting)
 
 
+def params_layers(paths: Iterable[str]) -> list[str]:
+    """The layers that a stack with entries at `paths` has, `layer_0`, …"""
+    names = [path.partition("/")[0] for path in paths]
+    stack = StackLayout.named_in(
+        name.replace("layer_", "weight_ih_l", 1) for name in names
+    )
+    return [suffix.replace("_l", "layer_", 1) for suffix in stack.suffixes]
+
+
+def params_shapes(leaves: Mapping[str, Any], cell: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every entry, all after the sizes of the first layer's."""
+    gate = LAYOUTS[cell].gates[0]
+    sizes = {
+        module: leaves[f"layer_0/{module}/kernel"].shape
+        for module in (f"i{gate}", f"h{gate}", "hr")
+        if f"layer_0/{module}/kernel" in leaves
+    }
+    input_size = next(iter(sizes[f"i{gate}"]), 0)
+    hidden = (0, *sizes[f"h{gate}"])[-1]
+    width = (0, *sizes["hr"])[-1] if "hr" in sizes else hidden
+    directions = 2 if any("_reverse/" in path for path in leaves) else 1
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in leaves:
+        layer, module, name = path.split("/")
+        is_first = layer in ("layer_0", "layer_0_reverse")
+        below = input_size if is_first else directions * width
+        if name == "bias":
+            shapes[path] = (hidden,)
+        elif module == "hr":
+            shapes[path] = (hidden, width)
+        else:
+            shapes[path] = (below if module.startswith("i") else width, hidden)
+    return shapes
+
+
 class StackLayout:
     """Which layers, directions, biases and projections a set of names speaks of."""
 

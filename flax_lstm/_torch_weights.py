@@ -10,6 +10,7 @@ from flax_lstm._state_dict import (
     behind,
     flat,
     read_state_dict,
+    require_floating,
     require_names,
     require_shapes,
     writable,
@@ -19,7 +20,11 @@ from flax_lstm._torch_layout import (
     StackLayout,
     cell_of_params,
     cell_of_weights,
+    params_layers,
+    params_shapes,
 )
+
+_FIRST = "weight_ih_l0"
 
 
 def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
@@ -42,9 +47,11 @@ def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
         float32 unless `jax_enable_x64` is set).
 
     Raises:
-        ValueError: missing, unexpected or misshaped keys, listed; a file that is no
-            safetensors file.
-        TypeError: something else than a mapping or a path.
+        FileNotFoundError: there is no such file.
+        ValueError: missing, unexpected or misshaped keys, listed; another prefix than
+            the module's names have; a file that is no safetensors file.
+        TypeError: something else than a mapping or a path, or weights that are no
+            floating-point numbers.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -60,6 +67,7 @@ def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
     """
     tensors = read_state_dict(state_dict)
+    _require_prefix(prefix, tensors)
     return as_jax(stack_from_torch(behind(prefix, tensors), prefix))
 
 
@@ -85,6 +93,7 @@ def params_to_torch(
 
     Raises:
         ValueError: missing, unexpected or misshaped entries, listed.
+        TypeError: something else than a mapping, or an entry that is no array.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,10 +103,21 @@ def params_to_torch(
         >>> params_to_torch(variables['params'])['weight_ih_l0'].shape
         (16, 3)
     """
-    cell, weights = _stack_to_torch(params)
-    # Shapes that torch would refuse are refused here.
-    stack_from_torch(weights, "", cell)
+    weights = stack_to_torch(flat(params))
     return {prefix + name: array for name, array in weights.items()}
+
+
+def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
+    """If the module's names stand behind another prefix, the error says which."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got a {type(prefix).__name__}")
+    found = [k.removesuffix(_FIRST) for k in tensors if k.endswith(_FIRST)]
+    if found and prefix not in found:
+        choices = " or ".join(map(repr, sorted(found)))
+        raise ValueError(
+            f"prefix: expected {choices}, behind which the state_dict has {_FIRST}, "
+            f"got {prefix!r}"
+        )
 
 
 def stack_from_torch(
@@ -119,6 +139,8 @@ def stack_from_torch(
         "state_dict",
         {prefix + name: (shapes[name], weights[name].shape) for name in sorted(shapes)},
     )
+
+    require_floating("state_dict", {prefix + k: v for k, v in weights.items()})
 
     layout = LAYOUTS[cell]
     params: dict[str, Any] = {}
@@ -146,16 +168,31 @@ def stack_from_torch(
     return params
 
 
-def _stack_to_torch(params: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
-    """The kind of cell, a key of `LAYOUTS`, and its weights in torch's form."""
-    leaves = {k: np.asarray(v) for k, v in flat(params).items()}
-    layers = sorted({k.split("/")[0] for k in leaves}) or ["layer_0"]
+def stack_to_torch(
+    leaves: Mapping[str, np.ndarray], within: str = ""
+) -> dict[str, np.ndarray]:
+    """A stack's weights in torch's form, of its leaves by their paths.
+
+    `within` stands before the paths in messages.
+    """
+    if not within and leaves and all(path.startswith("params/") for path in leaves):
+        raise ValueError(
+            "params: expected what stands under 'params', got the variables around "
+            "it; pass variables['params']"
+        )
     cell = cell_of_params({k.partition("/")[2] for k in leaves})
     layout = LAYOUTS[cell]
     has_bias = any(k.endswith("/bias") for k in leaves) or not leaves
     has_projection = cell == "lstm" and any(k.endswith("/hr/kernel") for k in leaves)
+    layers = params_layers(leaves)
     names = layout.names(bias=has_bias, projection=has_projection)
-    require_names("params", {f"{layer}/{k}" for layer in layers for k in names}, leaves)
+    expected = {f"{within}{layer}/{k}" for layer in layers for k in names}
+    require_names("params", expected, [within + path for path in leaves])
+    shapes = params_shapes(leaves, cell)
+    require_shapes(
+        "params", {within + k: (shapes[k], leaves[k].shape) for k in sorted(leaves)}
+    )
+    require_floating("params", {within + k: v for k, v in leaves.items()})
 
     weights = {}
     for layer in layers:
@@ -164,9 +201,6 @@ def _stack_to_torch(params: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarra
         def stacked(modules, kind, layer=layer):
             """The gates' arrays, each transposed, one above the other."""
             paths = [f"{layer}/{module}/{kind}" for module in modules]
-            shape = leaves[paths[0]].shape
-            shapes = {path: (shape, leaves[path].shape) for path in paths}
-            require_shapes("params", shapes)
             return writable(np.concatenate([leaves[path].T for path in paths]))
 
         for side in "ih":
@@ -185,4 +219,4 @@ def _stack_to_torch(params: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarra
             weights["bias_ih" + suffix], weights["bias_hh" + suffix] = b_ih, b_hh
         if has_projection:
             weights["weight_hr" + suffix] = writable(leaves[f"{layer}/hr/kernel"].T)
-    return cell, weights
+    return weights

@@ -81,13 +81,25 @@ def require_floating_dtype(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a floating-point dtype, got {value!r}")
 
 
+def require_initializer(name: str, value: Any) -> None:
+    """`value` is None, or a function of a key, a shape and a dtype."""
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name}: expected an initializer, such as nn.initializers.zeros or "
+            f"nn.initializers.lecun_normal(), or None, got {_shown(value)}"
+        )
+
+
 def as_floating_array(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array; a TypeError unless its dtype is real floating."""
     try:
         array = jnp.asarray(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError) as error:
+        # torch's own says what to do of a tensor that needs a gradient.
+        why = f" ({error})" if hasattr(value, "detach") else ""
         raise TypeError(
-            f"{name}: expected an array of floating-point numbers, got {_shown(value)}"
+            f"{name}: expected an array of floating-point numbers, got "
+            f"{_shown(value)}{why}"
         ) from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -152,11 +164,8 @@ def as_lengths(
             f"{name}: expected None with unbatched 2D input of shape {x_shape}; "
             f"cut the sequence to its length instead"
         )
-    try:
-        array = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
-    except ValueError:
-        array = np.asarray(None)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    array = _as_array(lengths)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
     if array.shape != (batch,):
         raise ValueError(f"{name}: expected shape ({batch},), got {array.shape}")
@@ -173,6 +182,18 @@ def as_lengths(
     return jnp.clip(jnp.asarray(array), 0, steps).astype(jnp.int32)
 
 
+def _as_array(value: Any) -> Any:
+    """Of NumPy's, if its numbers are known, whatever their dtype."""
+    if isinstance(value, jax.Array):
+        return value
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
+        return jnp.asarray(value)  # Of a list, of which one may be traced.
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(None)
+
+
 def _has_known_values(array: Any) -> bool:
     if isinstance(array, jax.core.Tracer):
         return False
@@ -184,5 +205,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, (int, float, complex, bool, str, type(None))):
         return f"{value!r}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"an array of shape {tuple(value.shape)}"
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"a {type(value).__name__}"

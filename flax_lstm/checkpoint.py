@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_lstm import _validation as check
 from flax_lstm._classifier import CLASSIFIERS, SequenceClassifier
@@ -50,7 +51,11 @@ def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
     for name in _DTYPE_OPTIONS:
         if options[name] is not None:
             options[name] = jnp.dtype(options[name]).name
-    return options
+    # NumPy's numbers are taken as options, but are none of JSON's.
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in options.items()
+    }
 
 
 def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:
@@ -110,9 +115,18 @@ def read_config(
     """
     import orbax.checkpoint as ocp
 
+    if step is not None:
+        check.require_natural_int("step", step)
     steps = checkpoint_steps(path)
     if not steps:
-        raise FileNotFoundError(f"path: expected a checkpoint in {path}, got none")
+        folder = os.path.abspath(path)
+        hint = ""
+        if os.path.isdir(os.path.join(folder, CONFIG)):
+            parent, name = os.path.split(folder)
+            hint = f"; it is one itself: pass {parent}, and step={name}"
+        raise FileNotFoundError(
+            f"path: expected a checkpoint in {path}, got none{hint}"
+        )
     if step is not None and step not in steps:
         raise FileNotFoundError(f"step: expected one of {steps} in {path}, got {step}")
     step = steps[-1] if step is None else step
@@ -151,7 +165,8 @@ def load_classifier(
         FileNotFoundError: no such folder, no checkpoint in it, or not that step.
         DamagedCheckpointError: a file of it is not what was written; an older step
             may be sound.
-        ValueError: a checkpoint of another format version.
+        ValueError: a checkpoint of another format version, or of no classifier.
+        TypeError: a path or step of another type.
 
     Example:
         >>> from flax_lstm import load_classifier
@@ -165,7 +180,13 @@ def load_classifier(
     import orbax.checkpoint as ocp
 
     config = read_config(path, step)
-    model = classifier_from_options(config["model"])
+    try:
+        model = classifier_from_options(dict(config["model"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"path: expected a classifier's options in step {config['step']} of "
+            f"{path}, got {config.get('model')!r} ({error})"
+        ) from error
     target = ocp.args.StandardRestore(abstract_params(model))
     with _reader(path) as manager:
         restored = manager.restore(
@@ -177,8 +198,13 @@ def load_classifier(
 def _reader(path):
     import orbax.checkpoint as ocp
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"path: expected a folder of checkpoints, got a {type(path).__name__}"
+        )
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"path: expected a folder of checkpoints, got {path}")
+        shown = os.fspath(path) or "''"
+        raise FileNotFoundError(f"path: expected a folder of checkpoints, got {shown}")
     # Reading is this process's own affair: without this, Orbax would wait for all
     # processes of a run.
     this = jax.process_index()

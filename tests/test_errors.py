@@ -1,9 +1,13 @@
 """Wrong arguments: the error, the argument's name, what was expected and got."""
 
+import functools
+
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cudnn_stand_in import stand_in_for_cudnn
 
 from flax_lstm import (
     GRUClassifier,
@@ -351,13 +355,6 @@ CALLS = [
         TypeError,
         "deterministic: expected True or False, got None",
     ),
-    (
-        {"num_layers": 2, "dropout": 0.5},
-        X,
-        {"deterministic": False},
-        ValueError,
-        "rngs: expected a key for dropout=0.5 .*, got none",
-    ),
 ]
 
 
@@ -376,6 +373,17 @@ HIDDEN_STATE_CALLS = [
 def test_arguments_of_a_call(options, input, arguments, error, message):
     with pytest.raises(error, match="^" + message):
         stack(**options).init(KEY, input, **arguments)
+    with pytest.raises(error, match="^" + message):
+        stack(**options).apply({}, input, **arguments)
+
+
+def test_a_missing_key_for_dropout():
+    model = stack(num_layers=2, dropout=0.5)
+    # As Flax's own Dropout does: while initialising it has the parameters' key.
+    variables = model.init(KEY, X, deterministic=False)
+    message = r"^rngs: expected a key for dropout=0\.5 .*, got none"
+    with pytest.raises(ValueError, match=message):
+        model.apply(variables, X, deterministic=False)
 
 
 @pytest.mark.parametrize("kind", [StackedGRU, StackedRNN])
@@ -383,6 +391,73 @@ def test_arguments_of_a_call(options, input, arguments, error, message):
 def test_states_of_a_call_of_the_others(kind, hx, error, message):
     with pytest.raises(error, match="^" + message):
         stack(kind).init(KEY, X, hx)
+
+
+PARAMS = {
+    # changes of a stack's parameters, Flax's error, message
+    "none": (lambda params: params.clear(), "CollectionNotFound", 'kernel.*"params"'),
+    "of_too_few_layers": (
+        lambda params: params.pop("layer_1"),
+        "CollectionNotFound",
+        "layer_1",
+    ),
+    "no_bias": (
+        lambda params: params["layer_0"]["hi"].pop("bias"),
+        "ParamNotFoundError",
+        '"bias" in scope .*layer_0.*/hi',
+    ),
+    "of_another_cell": (
+        lambda params: params.update(stack(StackedGRU).init(KEY, X)["params"]),
+        "ParamNotFoundError",
+        '"kernel" in scope .*layer_0.*/ii',
+    ),
+    "of_another_size": (
+        lambda params: params["layer_1"]["ho"].update(kernel=jnp.ones((H, H + 1))),
+        "ParamShapeError",
+        rf"layer_1.*/ho.*\({H}, {H}\).*\({H}, {H + 1}\)",
+    ),
+    # Which can be broadcast, and which loops that are compiled would read beyond.
+    "of_one_number": (
+        lambda params: params["layer_0"]["hf"].update(bias=0.0),
+        "ParamShapeError",
+        rf"layer_0.*/hf.*\({H},\).*\(\)",
+    ),
+    "for_each_row": (
+        lambda params: params["layer_0"]["hf"].update(bias=jnp.ones((B, H))),
+        "ParamShapeError",
+        rf"layer_0.*/hf.*\({H},\).*\({B}, {H}\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), PARAMS.values(), ids=PARAMS)
+@pytest.mark.parametrize("implementation", ["scan", "fused", "native", "cudnn"])
+def test_parameters_that_do_not_fit_are_flaxs_own_errors(
+    implementation, change, error, message, native, monkeypatch
+):
+    stand_in_for_cudnn(monkeypatch)
+    model = stack(num_layers=2, implementation=implementation)
+    variables = jax.tree.map(lambda array: array, two_layers())
+    change(variables["params"])
+    with pytest.raises(getattr(flax.errors, f"Scope{error}"), match=message):
+        model.apply(variables, X)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused", "native", "cudnn"])
+def test_missing_parameters_are_made_where_they_may_be(
+    implementation, native, monkeypatch
+):
+    stand_in_for_cudnn(monkeypatch)
+    model = stack(num_layers=2, implementation=implementation)
+    (output, _), made = model.apply({}, X, mutable=["params"], rngs={"params": KEY})
+    jax.tree.map(np.testing.assert_array_equal, made, two_layers())
+    expected, _ = model.apply(two_layers(), X)
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+@functools.cache
+def two_layers():
+    return stack(num_layers=2).init(KEY, X)
 
 
 CLASSIFIER_CALLS = [
