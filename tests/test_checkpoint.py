@@ -12,6 +12,7 @@ from flax_lstm import (
     GRUClassifier,
     LSTMClassifier,
     RNNClassifier,
+    checkpoint,
     load_classifier,
 )
 from flax_lstm.checkpoint import (
@@ -87,3 +88,39 @@ WRONG_RECORDS = {
 def test_a_record_that_fits_no_classifier_is_refused(changes, error, message):
     with pytest.raises(error, match="^" + message):
         classifier_from_options(classifier_options(MODELS["gru"]) | changes)
+
+
+def test_numpys_numbers_among_the_options_are_recorded_as_json():
+    model = GRUClassifier(input_size=np.int64(4), num_layers=3, dropout=np.float32(0.5))
+    record = json.loads(json.dumps(classifier_options(model)))
+    assert (record["input_size"], record["dropout"]) == (4, 0.5)
+
+
+def test_a_checkpoint_of_no_classifier_is_one_clear_error(tmp_path, monkeypatch):
+    model = MODELS["gru"]
+    save(tmp_path, model, model.init(jax.random.key(0), X))
+    for recorded in ({}, {"model": "gru"}, {"model": {"cell": "peephole"}}):
+        config = {"step": 1, **recorded}
+        monkeypatch.setattr(checkpoint, "read_config", lambda *_, c=config: c)
+        message = r"^path: expected a classifier's options in step 1 of .*, got "
+        with pytest.raises(ValueError, match=message):
+            load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("step", [True, 5.0, "1"])
+def test_a_step_is_an_integer(step, tmp_path):
+    with pytest.raises(TypeError, match=r"^step: expected zero or a positive integer"):
+        load_classifier(tmp_path, step)
+
+
+def test_a_path_is_a_folder_of_checkpoints(tmp_path):
+    with pytest.raises(TypeError, match=r"^path: expected a folder .*, got a NoneType"):
+        load_classifier(None)
+    with pytest.raises(FileNotFoundError, match=r"^path: expected a folder .*, got ''"):
+        load_classifier("")
+    model = MODELS["gru"]
+    save(tmp_path, model, model.init(jax.random.key(0), X))
+    (step,) = checkpoint.checkpoint_steps(tmp_path)
+    message = rf"got none; it is one itself: pass {tmp_path}, and step={step}$"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_classifier(tmp_path / str(step))

@@ -13,6 +13,7 @@ from flax_lstm import (
     GRUClassifier,
     LSTMClassifier,
     RNNClassifier,
+    SequenceClassifier,
     StackedGRU,
     StackedLSTM,
     StackedRNN,
@@ -75,6 +76,12 @@ OPTIONS = [
     ),
     ("remat", 1, TypeError, "remat: expected True or False, got 1"),
 ]
+# None of them may be taken for one that is not given.
+INITIALIZERS = [
+    (name, value, TypeError, rf"{name}: expected an initializer, .*, got {value!r}")
+    for name in ("kernel_init", "recurrent_kernel_init", "bias_init")
+    for value in (0.0, 1.0, "orthogonal")
+]
 LSTM_OPTIONS = [
     ("proj_size", -1, ValueError, "proj_size: expected zero or a positive .*, got -1"),
     (
@@ -122,6 +129,7 @@ OPTIONS_BY_KIND += [
     for kinds, rows in [
         ((StackedLSTM, LSTMClassifier), LSTM_OPTIONS),
         ((StackedLSTM,), STACK_OPTIONS),
+        (STACKS, INITIALIZERS),
         ((StackedRNN, RNNClassifier), RNN_OPTIONS),
     ]
     for kind in kinds
@@ -473,6 +481,19 @@ def test_arguments_of_a_call_of_the_classifier(kind, input, arguments, error, me
     model = stack(kind)
     with pytest.raises(error, match="^" + message):
         model.init(KEY, input, **arguments)
+
+
+def test_what_the_classifiers_share_is_none():
+    with pytest.raises(TypeError, match=r"^SequenceClassifier: expected one of its"):
+        SequenceClassifier()
+
+
+def test_a_torch_tensor_that_needs_a_gradient_is_refused_in_torchs_words():
+    torch = pytest.importorskip("torch", reason="its tensors are the input")
+    x = torch.zeros(T, B, I, requires_grad=True)
+    message = r"^input: expected an array of floating.*\(.*detach\(\)"
+    with pytest.raises(TypeError, match=message):
+        stack().apply(two_layers(), x)
 
 
 def test_a_traced_deterministic_is_refused():

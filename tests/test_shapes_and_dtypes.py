@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from kinds import KINDS
+from kinds import KINDS, unpacked
 
 from flax_lstm import GRUClassifier, LSTMClassifier, RNNClassifier, StackedLSTM
 
@@ -272,6 +272,65 @@ def test_float64_input_is_computed_in_float64(param_dtype, kind, x64):
     stack = KINDS[kind].build(I, H, param_dtype=param_dtype)
     results = shapes_of(stack, np.zeros((T, B, I)))
     assert {leaf.dtype for leaf in results} == {jnp.dtype("float64")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_are_there_take_part_in_promotion(kind):
+    """As after torch's `lstm.bfloat16()`; `param_dtype` is for making them."""
+    stack, x = KINDS[kind].build(I, H, 2), jnp.zeros((T, B, I), BF16)
+    made = stack.init(KEY, x)
+    low = jax.tree.map(lambda array: array.astype(BF16), made)
+    for params, x_dtype, expected in (
+        (low, BF16, BF16),
+        (low, F32, F32),
+        (made, BF16, F32),
+    ):
+        output, _ = jax.eval_shape(stack.apply, params, x.astype(x_dtype))
+        assert output.dtype == expected
+
+
+def test_weights_of_a_torch_model_in_float64_are_computed_in_float64(x64):
+    lstm = StackedLSTM(I, H)
+    variables = lstm.init(KEY, np.zeros((T, B, I), np.float32))
+    wide = jax.tree.map(lambda array: array.astype("float64"), variables)
+    assert lstm.apply(wide, np.zeros((T, B, I), np.float32))[0].dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(k.build(28, H, 2) for k in KINDS.values()),
+        LSTMClassifier(),
+        GRUClassifier(),
+        RNNClassifier(),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_flax_shows_what_is_in_it(model):
+    text = model.tabulate(KEY, jnp.zeros((B, T, 28)), console_kwargs={"width": 200})
+    assert "layer_1" in text
+
+
+def test_a_forget_bias_is_added_to_what_an_initializer_puts_in_a_box():
+    boxed = nn.with_partitioning(nn.initializers.ones, ("units",))
+    for forget_bias in (0.0, 1.0):
+        lstm = StackedLSTM(I, H, bias_init=boxed, forget_bias=forget_bias)
+        layer = lstm.init(KEY, jnp.zeros((T, B, I)))["params"]["layer_0"]
+        for gate in ("hi", "hf"):
+            box = layer[gate]["bias"]
+            assert isinstance(box, nn.Partitioned)
+            expected = 1 + forget_bias * (gate == "hf")
+            np.testing.assert_array_equal(box.value, jnp.full(H, expected))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind, remat):
+    stack = KINDS[kind].build(I, H, 2, bidirectional=True, remat=remat)
+    variables = stack.init(KEY, jnp.zeros((T, B, I)))
+    output, state = stack.apply(variables, jnp.zeros((T, 0, I)))
+    assert output.shape == (T, 0, 2 * H)
+    assert {array.shape for array in unpacked(state)} == {(4, 0, H)}
 
 
 def test_hidden_state_takes_part_in_promotion_and_cell_state_does_not():

@@ -1,7 +1,6 @@
 """Training with optax follows torch.optim's trajectory from the same weights."""
 
-from functools import partial
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from flax_lstm import (
     GRUClassifier,
     LSTMClassifier,
     RNNClassifier,
+    StackedLSTM,
     classifier_params_from_torch,
     scale_by_torch_biases,
 )
@@ -27,12 +27,6 @@ STEPS, RATE = 50, 1e-3
 # its own size, so float32's 1e-7 comes back as 1e-7 of a step, except where a
 # gradient is near Adam's epsilon of 1e-8.
 TOLERANCE = 1e-5
-
-# Compiling takes nearly all the time here; XLA:CPU only knows how to take less.
-COMPILER_OPTIONS = (
-    {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-)
-
 
 CLASSIFIERS = {"lstm": LSTMClassifier, "gru": GRUClassifier, "rnn_tanh": RNNClassifier}
 
@@ -79,7 +73,7 @@ def train_flax(kind, params, tx, dtype, **options):
         **{"num_layers": 1, **options},
     )
 
-    @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    @jax.jit
     def step(params, state, x, y):
         def loss(params):
             logits = model.apply({"params": params}, x)
@@ -222,3 +216,17 @@ def test_only_biases_that_are_a_sum_are_doubled(kind, options, modules):
         for direction in ("", "_reverse")
         for module in modules
     }
+
+
+def test_biases_in_a_box_are_doubled_too():
+    boxed = nn.with_partitioning(nn.initializers.ones, ("units",))
+    params = StackedLSTM(I, H, bias_init=boxed).init(
+        jax.random.key(0), jnp.zeros((T, B, I))
+    )["params"]
+    updates, _ = scale_by_torch_biases().update(
+        jax.tree.map(jnp.ones_like, params), optax.EmptyState()
+    )
+    layer = updates["layer_0"]
+    assert isinstance(layer["hi"]["bias"], nn.Partitioned)
+    np.testing.assert_array_equal(layer["hi"]["bias"].value, 2 * np.ones(H))
+    np.testing.assert_array_equal(layer["hi"]["kernel"], np.ones((H, H)))

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from flax_lstm import (
     GRUClassifier,
     LSTMClassifier,
     RNNClassifier,
+    StackedLSTM,
     classifier_params_from_torch,
     classifier_params_to_torch,
     params_from_torch,
@@ -248,9 +250,12 @@ def test_a_pickle_is_refused_and_not_loaded(tmp_path, read, save):
         assert sprung.exists()
 
 
-def test_a_file_that_is_not_there():
-    with pytest.raises(FileNotFoundError):
+def test_a_file_that_is_not_there_or_a_folder(tmp_path):
+    message = r"^state_dict: expected a \.safetensors file, got .*file\.safetensors"
+    with pytest.raises(FileNotFoundError, match=message):
         params_from_torch("/no/such/file.safetensors")
+    with pytest.raises(ValueError, match=r"^state_dict: expected a \.safetensors file"):
+        params_from_torch(tmp_path)
 
 
 @pytest.mark.parametrize("source", [None, 3, [("weight_ih_l0", 1)]])
@@ -329,6 +334,28 @@ def test_wrong_state_dicts_are_listed(weights, message):
         params_from_torch(weights)
 
 
+@pytest.mark.parametrize("given", ["", "enc", "dec.", "enc.lstm"])
+def test_another_prefix_than_the_names_have_is_refused_with_theirs(given):
+    weights = {f"enc.lstm.{name}": array for name, array in GOOD.items()}
+    message = rf"^prefix: expected 'enc\.lstm\.', .*weight_ih_l0, got '{given}'"
+    with pytest.raises(ValueError, match=message):
+        params_from_torch(weights, given)
+    assert params_from_torch(weights, "enc.lstm.").keys() == {"layer_0", "layer_1"}
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
+    weights = GOOD | {"weight_hh_l1": GOOD["weight_hh_l1"].astype(dtype)}
+    message = rf"^state_dict: expected floating.*, got weight_hh_l1 {np.dtype(dtype)}$"
+    with pytest.raises(TypeError, match=message):
+        params_from_torch(weights)
+
+
+def test_an_entry_that_is_no_array_is_refused():
+    with pytest.raises(TypeError, match=r"^state_dict: expected an array for bias_hh"):
+        params_from_torch(GOOD | {"bias_hh_l0": torch.zeros(4 * H, device="meta")})
+
+
 def test_the_prefix_is_in_the_message():
     weights = {"enc." + k: v for k, v in without("weight_hh_l1").items()}
     with pytest.raises(ValueError, match=r"missing enc\.weight_hh_l1$"):
@@ -373,6 +400,18 @@ def test_wrong_params_are_listed(params, message):
 def test_the_params_with_their_collection_name_around_them_are_refused():
     with pytest.raises(ValueError, match=r"^params: .* pass variables\['params'\]"):
         params_to_torch({"params": flax_params()})
+
+
+def test_parameters_in_a_box_are_read_and_shapes_alone_are_refused():
+    boxed = nn.with_partitioning(nn.initializers.normal(), ("in", "out"))
+    stack = StackedLSTM(I, H, kernel_init=boxed)
+    params = stack.init(jax.random.key(0), jnp.zeros((T, B, I)))["params"]
+    got, expected = map(params_to_torch, (params, nn.meta.unbox(params)))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), jnp.zeros((T, B, I)))
+    message = r"^params: expected an array for layer_0/.*, got a ShapeDtypeStruct"
+    with pytest.raises(TypeError, match=message):
+        params_to_torch(nn.meta.unbox(shapes["params"]))
 
 
 class TorchClassifier(torch.nn.Module):
