@@ -46,7 +46,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         dropout: float
         bidirectional: bool
 
-    @nn.nowrap  # Called before there is a scope, which Flax looks at around a method.
+    @nn.nowrap  # As in `RecurrentStack`.
     @abc.abstractmethod
     def make_stack(self, **options: Any) -> RecurrentStack:
         """The stack with `options`, those of all stacks, and those of its own."""
@@ -98,6 +98,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
             name="head",
         )(pooled)
 
+    @nn.nowrap
     def _pooled(self, output: jax.Array, state: Any, seq_lengths: Any) -> jax.Array:
         if self.pooling == "last" and not self.bidirectional:
             # The last output is the final state, but for a reverse direction's. XLA

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import flax.linen as nn
 from jax.typing import DTypeLike
 
 from flax_lstm._gru_cell import GRUCell
@@ -86,6 +87,7 @@ class StackedGRU(HiddenStateStack):
 
     cell_class: ClassVar[type[GRUCell]] = GRUCell
 
+    @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> GRUCell:
         return GRUCell(
             features=self.hidden_size,

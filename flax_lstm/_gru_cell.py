@@ -64,6 +64,7 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
         new_h = (1 - z) * n + z * h
         return new_h, new_h
 
+    @nn.nowrap
     def _from_input(self, gate: str) -> nn.Dense:
         return nn.Dense(
             self.features,
@@ -75,6 +76,7 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
             name=f"i{gate}",
         )
 
+    @nn.nowrap
     def _from_hidden(self, gate: str) -> nn.Dense:
         return nn.Dense(
             self.features,

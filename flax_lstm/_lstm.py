@@ -196,6 +196,7 @@ class StackedLSTM(RecurrentStack):
                 f"add it to, got {self.forget_bias}"
             )
 
+    @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> LSTMCell:
         return LSTMCell(
             features=self.hidden_size,

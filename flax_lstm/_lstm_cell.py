@@ -87,6 +87,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
 
     # One product for each gate, and not a concatenated one that is split again:
     # XLA:CPU needs twice the time for the latter.
+    @nn.nowrap
     def _from_input(self, gate: str) -> nn.Dense:
         return nn.Dense(
             self.features,
@@ -97,6 +98,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
             name=f"i{gate}",
         )
 
+    @nn.nowrap
     def _from_hidden(self, gate: str) -> nn.Dense:
         offset = self.forget_bias if gate == "f" else 0.0
         return nn.Dense(
@@ -109,6 +111,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
             name=f"h{gate}",
         )
 
+    @nn.nowrap
     def _projection(self) -> nn.Dense:
         return nn.Dense(
             self.proj_size,

@@ -93,6 +93,7 @@ class StackedRNN(HiddenStateStack):
         super().check_options()
         check.require_one_of("nonlinearity", self.nonlinearity, tuple(NONLINEARITIES))
 
+    @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> RNNCell:
         return RNNCell(
             features=self.hidden_size,

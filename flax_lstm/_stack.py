@@ -77,6 +77,9 @@ class RecurrentStack(nn.Module, kw_only=True):
         dropout: float
         bidirectional: bool
 
+    # Flax's wrapping is for what a user calls. Around a helper it shows as an output
+    # what that returns (`tabulate`), and asks for a scope, before there is one.
+    @nn.nowrap
     @abc.abstractmethod
     def make_cell(self, dtype: DTypeLike, name: str) -> Any:
         """One cell, as a Linen module called `name` that computes in `dtype`."""
@@ -86,7 +89,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         warn_of_idle_dropout(self)
         super().__post_init__()
 
-    @nn.nowrap  # Called before there is a scope, which Flax looks at around a method.
+    @nn.nowrap
     def check_options(self) -> None:
         """Raises a TypeError or ValueError if an option of the stack is wrong."""
         check.require_positive_int("input_size", self.input_size)
@@ -138,6 +141,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         proj_size = getattr(self, "proj_size", 0)
         return self.cell_class.state_sizes(self.hidden_size, proj_size)
 
+    @nn.nowrap
     def run(
         self, input: Any, hx: Any, seq_lengths: Any, deterministic: Any
     ) -> tuple[jax.Array, Any]:
@@ -187,6 +191,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             x = x.swapaxes(0, 1)
         return x, state if len(state) > 1 else state[0]
 
+    @nn.nowrap
     def _run_layers(self, x, state, valid, deterministic, dtype):
         """Time-major (T, B, ·) through all layers, with dropout between them."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
@@ -209,12 +214,14 @@ class RecurrentStack(nn.Module, kw_only=True):
             return x, final_states[0]
         return x, tuple(map(jnp.concatenate, zip(*final_states, strict=True)))
 
+    @nn.nowrap
     def _stack_recurrence(self) -> StackRecurrence:
         if self.implementation in self.stack_implementations:
             return self.stack_implementations[self.implementation]
         recur = self.implementations[self.implementation]
         return layer_by_layer(remat_over_time(recur) if self.remat else recur)
 
+    @nn.nowrap
     def _drop_out(self, x):
         # While initialising, Flax's own Dropout takes the parameters' key.
         if not self.has_rng("dropout") and not self.is_initializing():
@@ -224,6 +231,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             )
         return nn.Dropout(self.dropout)(x, deterministic=False)
 
+    @nn.nowrap
     def _checked_state(self, hx, batch, batched):
         """The user's state as batched floating arrays of the right shapes, or None."""
         if hx is None:
@@ -239,6 +247,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             arrays.append(array if batched else array[:, None])
         return tuple(arrays)
 
+    @nn.nowrap
     def _computation_dtype(self, x, state):
         """`dtype` if set; else what input, hidden state and parameters promote to.
 
@@ -251,6 +260,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         params = jax.tree.leaves(self.variables.get("params", {}))
         return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
+    @nn.nowrap
     def _initial_state(self, state, x, dtype):
         """`state` in the dtypes of the cell, or zeros, sharded as the rows of `x` are.
 
