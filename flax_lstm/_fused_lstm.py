@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from flax_lstm._dtypes import at_least_float32
 from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 
@@ -150,11 +151,12 @@ def _loop(reverse, keep, layout, weights, x, valid, carry):
         c, h = carry
         z = products(inputs, h)
         if weights.b is not None:
-            z = [part + bias for part, bias in zip(z, weights.b, strict=True)]
+            z = [part + bias[None] for part, bias in zip(z, weights.b, strict=True)]
         i, f, g, o = _sigmoid(z[0]), _sigmoid(z[1]), jnp.tanh(z[2]), _sigmoid(z[3])
-        new_c = f * c + i * g
+        # c may be float32 beside bfloat16 gates; what is kept is not.
+        new_c = f.astype(c.dtype) * c + (i * g).astype(c.dtype)
         tanh_c = jnp.tanh(new_c)
-        m = (o * tanh_c).astype(h.dtype)
+        m = (o.astype(c.dtype) * tanh_c).astype(h.dtype)
         new_h = m if weights.projection is None else m @ weights.projection
         kept = None
         if keep:
@@ -189,7 +191,7 @@ def _gate_products(weights, x, layout):
         return x, multiply_both
 
     # Rounded to the dtype of the computation once: their sum, not both terms of it.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     product = functools.partial(jnp.matmul, preferred_element_type=wide)
     joined = jnp.concatenate(weights.h, axis=-1) if layout.joins else None
 
@@ -274,7 +276,7 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
     if any_given(d_weights.h):
         d_z += product_over_steps(h_before, joined(d_weights.h, weights.h))
     if any_given(d_weights.b):
-        d_z += joined(d_weights.b, weights.b)
+        d_z += joined(d_weights.b, weights.b)[None, None]
     if not _is_zero(d_x):
         d_z += d_x @ jnp.concatenate(weights.x, axis=-1)
     steps_and_rows = x.shape[:2]
@@ -325,7 +327,8 @@ def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
         d_c, d_h = d_carry
         d_z, d_m, kept, is_valid = inputs
         slopes = _slopes(kept, is_valid)
-        d_i, d_f, d_g, d_o = jnp.split(d_z + d_h @ kernel, len(GATES), axis=-1)
+        d_gates = (d_z + d_h @ kernel).astype(d_c.dtype)
+        d_i, d_f, d_g, d_o = jnp.split(d_gates, len(GATES), axis=-1)
         d_c = (
             slopes.c_by_c * d_c
             + slopes.c_by_i * d_i
@@ -348,7 +351,8 @@ def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
 
 def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
     """Of one step, which lets c pass and gives 0 in the rows where it is padding."""
-    i, f, g, o, c, _ = kept
+    c = kept.c
+    i, f, g, o = (gate.astype(c.dtype) for gate in kept[:4])
     tanh_c = jnp.tanh(f * c + i * g)
     slopes = Slopes(
         c_by_i=g * i * (1 - i),

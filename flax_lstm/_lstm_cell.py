@@ -4,11 +4,11 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from flax_lstm._cell import State
+from flax_lstm._dtypes import at_least_float32
 from flax_lstm._initializers import offset_by
 
 
@@ -79,8 +79,8 @@ class LSTMCell(nn.OptimizedLSTMCell):
         o = self.gate_fn(self._from_input("o")(x) + self._from_hidden("o")(h))
         # c may be float32 beside bfloat16 gates: the sum over time is kept in c's
         # dtype, and what leaves the cell goes back to the dtype of the gates.
-        new_c = f * c + i * g
-        new_h = (o * self.activation_fn(new_c)).astype(o.dtype)
+        new_c = f.astype(c.dtype) * c + (i * g).astype(c.dtype)
+        new_h = (o.astype(c.dtype) * self.activation_fn(new_c)).astype(o.dtype)
         if self.proj_size:
             new_h = self._projection()(new_h)
         return (new_c, new_h), new_h
@@ -140,7 +140,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
 
     @staticmethod
     def state_dtypes(dtype: DTypeLike) -> tuple[DTypeLike, ...]:
-        return dtype, jnp.promote_types(dtype, jnp.float32)
+        return dtype, at_least_float32(dtype)
 
     @staticmethod
     def to_carry(state: State) -> tuple[jax.Array, jax.Array]:

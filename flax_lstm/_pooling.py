@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flax_lstm._dtypes import at_least_float32
 from flax_lstm._initializers import torch_linear
 
 
@@ -26,8 +27,10 @@ def last_step(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
 
 def mean_over_steps(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """The mean of each row's own valid steps, (B, F)."""
-    steps = output.shape[0] if lengths is None else jnp.maximum(lengths, 1)[:, None]
-    total = output.sum(axis=0, dtype=_accurate(output))
+    total = output.sum(axis=0, dtype=at_least_float32(output.dtype))
+    if lengths is None:
+        return (total / output.shape[0]).astype(output.dtype)
+    steps = jnp.maximum(lengths, 1)[:, None].astype(total.dtype)
     return (total / steps).astype(output.dtype)
 
 
@@ -70,16 +73,12 @@ class AttentionPooling(nn.Module):
             param_dtype=self.param_dtype,
             name="query",
         )
-        scores = query(jnp.tanh(projection(output))).astype(_accurate(output))
+        accurate = at_least_float32(output.dtype)
+        scores = query(jnp.tanh(projection(output))).astype(accurate)
         if lengths is not None:
-            valid = jnp.arange(output.shape[0])[:, None] < lengths
+            valid = jnp.arange(output.shape[0])[:, None] < lengths[None]
             # Finite, so that a row without any step has weights, of its zeros.
             none = jnp.finfo(scores.dtype).min
             scores = jnp.where(valid[..., None], scores, none)
         weights = jax.nn.softmax(scores, axis=0)
-        return (weights * output).sum(axis=0).astype(output.dtype)
-
-
-def _accurate(output: jax.Array) -> DTypeLike:
-    """The dtype in which steps are summed: at least float32."""
-    return jnp.promote_types(output.dtype, jnp.float32)
+        return (weights * output.astype(accurate)).sum(axis=0).astype(output.dtype)

@@ -333,6 +333,53 @@ def test_an_empty_batch(kind, remat):
     assert {array.shape for array in unpacked(state)} == {(4, 0, H)}
 
 
+STRICT = [
+    (kind, {"implementation": implementation, **options})
+    for kind in KINDS
+    for implementation in KINDS[kind].implementations
+    for options in [
+        {},
+        {"dtype": BF16},
+        *([{"proj_size": P}] if kind == "lstm" else []),
+    ]
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [*STRICT, ("lstm", {"implementation": "native"})]
+)
+def test_no_dtype_and_no_axis_is_promoted_in_silence(kind, options, native):
+    """As JAX's users ask for it who want to see each such place."""
+    stack = KINDS[kind].build(I, H, 2, bidirectional=True, dropout=0.5, **options)
+    assert_strict(stack, deterministic=False, rngs={"dropout": KEY})
+
+
+@pytest.mark.parametrize("dtype", [None, BF16])
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_nor_in_a_classifier(pooling, dtype):
+    assert_strict(
+        LSTMClassifier(
+            3, I, H, batch_first=False, bidirectional=True, pooling=pooling, dtype=dtype
+        )
+    )
+
+
+def assert_strict(model, **arguments):
+    @jax.grad
+    def gradient(variables, x):
+        results = model.apply(
+            variables, x, seq_lengths=np.array([1, T, 0]), **arguments
+        )
+        return sum(array.astype(F32).sum() for array in jax.tree.leaves(results))
+
+    x = jnp.ones((T, B, I))
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
+        jax.eval_shape(gradient, model.init(KEY, x), x)
+
+
 def test_hidden_state_takes_part_in_promotion_and_cell_state_does_not():
     lstm = StackedLSTM(I, H, param_dtype=BF16)
     x = jnp.zeros((T, B, I), BF16)
