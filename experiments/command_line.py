@@ -1,6 +1,7 @@
 """Running a command: flags in, one clear line out when something is wrong."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,6 +19,7 @@ BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
     program = f"python -m experiments.{_module_name()}"
+    _end_on_interrupt(program)
 
     def parse(argv):
         try:
@@ -50,6 +52,22 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(BROKEN_PIPE_STATUS)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _end_on_interrupt(program: str) -> None:
+    """Ctrl-C ends the process at once, until a run that has what to save asks for it.
+
+    Python's own handler raises where the program just is, which may be a callback of
+    JAX's whose errors are dropped: the command would go on.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # Ignored by who started this in the background.
+
+    def handle(number, frame):
+        del number, frame
+        _fail(program, "interrupted", INTERRUPTED_STATUS)
+
+    signal.signal(signal.SIGINT, handle)
 
 
 def _module_name() -> str:

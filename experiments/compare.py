@@ -37,6 +37,10 @@ def main() -> None:
                 f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "
                 f"one epoch, got {folder}"
             )
+    datasets = {name: rows[-1].get("dataset") for name, rows in runs.items()}
+    if len(set(datasets.values())) > 1:
+        of_each = ", ".join(f"{name}: {dataset}" for name, dataset in datasets.items())
+        print(f"Note: these runs are of different datasets ({of_each})")
     save_comparison(runs, FLAGS.output)
     print(f"Picture: {FLAGS.output}")
 

@@ -20,9 +20,11 @@ def main() -> None:
     read = reading.read(
         classifier.model, classifier.variables, shown.image, shown.white
     )
+    print(f"{classifier.description}\n{shown.text()}", flush=True)
     path = FLAGS.output or classifier.picture_path(f"gates-{name}")
-    save_gates(read, shown, path)
-    print(f"{classifier.description}\n{shown.text()}\nPicture: {path}")
+    with one_digit.as_output():
+        save_gates(read, shown, path)
+    print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The flags that name a trained classifier and one digit; importing defines them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from absl import flags
+
+from experiments.errors import RunError
 
 if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
     from experiments.prediction import Prediction
@@ -32,7 +36,6 @@ def restore() -> "RestoredClassifier":
         RunError: there is none, or the flags contradict each other.
     """
     from experiments import restored
-    from experiments.errors import RunError
 
     if FLAGS.image is not None and FLAGS.index is not None:
         raise RunError("--image: expected either --image or --index, got both")
@@ -48,3 +51,12 @@ def predict(classifier: "RestoredClassifier") -> tuple["Prediction", str]:
         FLAGS.split, index, FLAGS.data_dir, FLAGS.manual_dir
     )
     return shown, f"{FLAGS.split}-{index}"
+
+
+@contextlib.contextmanager
+def as_output() -> Iterator[None]:
+    """Around saving a picture: an error names the flag that gives another place."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"--output: {error}") from error

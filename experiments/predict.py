@@ -11,9 +11,11 @@ flags.adopt_module_key_flags(one_digit)  # For `--help`.
 def main() -> None:
     classifier = one_digit.restore()
     shown, name = one_digit.predict(classifier)
+    print(f"{classifier.description}\n{shown.text()}", flush=True)
     path = FLAGS.output or classifier.picture_path(name)
-    shown.save_figure(path)
-    print(f"{classifier.description}\n{shown.text()}\nPicture: {path}")
+    with one_digit.as_output():
+        shown.save_figure(path)
+    print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     except DamagedCheckpointError as error:
         raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
-        raise RunError(f"--workdir: {str(error).partition(': ')[2]}") from error
+        argument, _, message = str(error).partition(": ")
+        flag = "--step" if argument == "step" else "--workdir"
+        raise RunError(f"{flag}: {message}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
 

@@ -139,6 +139,11 @@ def _train(
             state = saved.restore(recorded.step, state, mesh)
             whole, progress = recorded.epoch, recorded.progress
             say(f"Restored: {recorded.position}")
+        if whole > num_epochs:
+            say(
+                f"Trained already: {whole} epochs, more than the {num_epochs} of "
+                f"--num_epochs; it is tested as it is"
+            )
         if whole >= num_epochs:
             return
         rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
@@ -159,7 +164,7 @@ def _train(
             state, progress = _run_steps(state, epochs, epoch, progress, stop, workdir)
             if progress.steps < epochs.steps:
                 saved.save(state, model, epoch - 1, progress)
-                raise _stopped(stop, f"{progress.steps} steps into epoch {epoch}")
+                raise _stopped(stop, f"at step {progress.steps} of epoch {epoch}")
             tested = evaluate(
                 model, state.tested_params, test, model_input, mesh
             ).means()
@@ -234,10 +239,14 @@ def _row(epoch, state, train, tested, start) -> dict:
 def _epoch_line(row: dict, num_epochs: int) -> str:
     return (
         f"Epoch {row['epoch']}/{num_epochs}: "
-        f"train loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}; "
-        f"test loss {row['test_loss']:.4f}, accuracy {row['test_accuracy']:.2%} "
+        f"train loss {_loss(row['train_loss'])}, accuracy {row['train_accuracy']:.2%}; "
+        f"test loss {_loss(row['test_loss'])}, accuracy {row['test_accuracy']:.2%} "
         f"({row['seconds']:.1f} s)"
     )
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
 
 
 def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:

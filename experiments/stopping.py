@@ -43,8 +43,11 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.by is not None:
+            # Not `print`, which a signal may have found in the middle of one.
+            os.write(2, b"ended at once; what was saved before is whole\n")
             os._exit(_status(signal.Signals(number)))
         self.by = signal.Signals(number)
+        os.write(2, b"stopping after the steps under way; once more ends at once\n")
 
 
 def _status(number: signal.Signals) -> int:

@@ -21,7 +21,7 @@ from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
 # torch's names of the layers beside the stack, and ours. The study notes' classifier
 # has its head under this name, spelt like this.
-_HEAD = {"classifer.weight": "head/kernel", "classifer.bias": "head/bias"}
+_NOTES_HEAD = "classifer"
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -29,7 +29,9 @@ _ATTENTION = {
 }
 
 
-def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
+def classifier_params_from_torch(
+    state_dict: Any, head: str = _NOTES_HEAD
+) -> dict[str, Any]:
     """Parameters of a classifier from the study notes' torch classifier.
 
     That is a torch.nn.LSTM named `lstm` with a torch.nn.Linear named `classifer`
@@ -41,6 +43,7 @@ def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
     Args:
         state_dict: a mapping or the path of a `.safetensors` file, with the keys of
             these modules and no other.
+        head: torch's name of the Linear, such as `'fc'`.
 
     Returns:
         What goes under `'params'`, with the entries `lstm`, `gru` or `rnn`, `head`,
@@ -61,16 +64,19 @@ def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
     prefix = f"{cell}."
     weights = behind(prefix, tensors)
     stack = StackLayout.named_in(weights)
-    names = {**_HEAD, **(_ATTENTION if _ATTENTION.keys() & tensors.keys() else {})}
+    names = _head_named(head)
+    if _ATTENTION.keys() & tensors.keys():
+        names |= _ATTENTION
+    _require_head(head, names, tensors)
     expected = {prefix + name for name in stack.names()} | names.keys()
     require_names("state_dict", expected, tensors)
 
     tree = stack_from_torch(weights, prefix, cell)
     width = stack.output_width(weights, cell)
-    classes = tensors["classifer.weight"].shape[:1]
+    classes = tensors[f"{head}.weight"].shape[:1]
     shapes = {
-        "classifer.weight": (*classes, width),
-        "classifer.bias": classes,
+        f"{head}.weight": (*classes, width),
+        f"{head}.bias": classes,
         "attention.weight": (width, width),
         "attention.bias": (width,),
         "query.weight": (1, width),
@@ -84,16 +90,20 @@ def classifier_params_from_torch(state_dict: Any) -> dict[str, Any]:
     return as_jax(unflatten_dict(params, sep="/"))
 
 
-def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def classifier_params_to_torch(
+    params: Mapping[str, Any], head: str = _NOTES_HEAD
+) -> dict[str, np.ndarray]:
     """Weights for the study notes' torch classifier; see `params_to_torch`.
 
     Args:
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
             `RNNClassifier`.
+        head: torch's name of the Linear, such as `'fc'`.
 
     Returns:
         A dict of writable NumPy arrays under `lstm.*`, `gru.*` or `rnn.*`,
-        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,);
+        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), or
+        what `head` is instead;
         with `pooling='attention'` also `attention.weight` (D·P, D·P),
         `attention.bias` (D·P,) and `query.weight` (1, D·P).
 
@@ -111,7 +121,7 @@ def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarra
     cell = _first_cell(leaves, "/")
     beside = {path for path in leaves if not path.startswith(f"{cell}/")}
     has_attention = any(path.startswith("attention/") for path in beside)
-    names = {**_HEAD, **(_ATTENTION if has_attention else {})}
+    names = _head_named(head) | (_ATTENTION if has_attention else {})
     require_names("params", names.values(), beside)
     of_stack = behind(f"{cell}/", leaves)
     stack = stack_to_torch(of_stack, f"{cell}/")
@@ -130,6 +140,23 @@ def classifier_params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarra
     require_floating("params", {path: leaves[path] for path in names.values()})
     weights = {f"{cell}.{name}": array for name, array in stack.items()}
     return weights | {name: writable(leaves[path].T) for name, path in names.items()}
+
+
+def _head_named(head: str) -> dict[str, str]:
+    if not isinstance(head, str):
+        raise TypeError(f"head: expected a string, got a {type(head).__name__}")
+    return {f"{head}.weight": "head/kernel", f"{head}.bias": "head/bias"}
+
+
+def _require_head(head: str, names: Mapping[str, str], tensors: Any) -> None:
+    """If a Linear of another name is the only one, the error says which."""
+    others = {name.rpartition(".")[0] for name in tensors if name not in names}
+    others -= set(LAYOUTS)
+    if f"{head}.weight" not in tensors and len(others) == 1:
+        raise ValueError(
+            f"head: expected {others.pop()!r}, the name of the Linear in the "
+            f"state_dict, got {head!r}"
+        )
 
 
 def _first_cell(names: Any, separator: str) -> str:

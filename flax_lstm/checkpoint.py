@@ -16,6 +16,7 @@ Orbax is imported when a function here is called, not before.
 """
 
 import dataclasses
+import logging
 import os
 from typing import Any
 
@@ -210,10 +211,22 @@ def _reader(path):
     this = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         read_only=True,
+        create=False,
+        save_interval_steps=0,
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             primary_host=this,
             active_processes={this},
             barrier_sync_key_prefix=f"flax_lstm_reader_{this}",
         ),
     )
-    return ocp.CheckpointManager(os.path.abspath(path), options=options)
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_no_news)
+    try:
+        return ocp.CheckpointManager(os.path.abspath(path), options=options)
+    finally:
+        logger.removeFilter(_is_no_news)
+
+
+def _is_no_news(record: logging.LogRecord) -> bool:
+    """False for Orbax's warning that a folder is only read, which was asked for."""
+    return "read only" not in str(record.msg)

@@ -56,6 +56,16 @@ def test_the_classifier_that_was_saved_is_the_one_loaded(cell, tmp_path):
     np.testing.assert_array_equal(loaded.apply(got, X), model.apply(variables, X))
 
 
+def test_loading_says_nothing_beside(tmp_path, caplog):
+    """Of all that Orbax has to tell of a folder that is only read."""
+    model = MODELS["gru"]
+    save(tmp_path, model, model.init(jax.random.key(0), X))
+    with caplog.at_level("WARNING"):
+        caplog.clear()
+        load_classifier(tmp_path)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("cell", MODELS)
 def test_the_record_is_json_and_names_the_cell(cell):
     record = classifier_options(MODELS[cell])

@@ -590,6 +590,22 @@ def test_wrong_classifier_state_dicts_are_listed(changes, message):
         classifier_params_from_torch(weights)
 
 
+def test_a_head_of_another_name_is_read_and_written_by_it():
+    """The study notes' name is spelt as they spell it; few others' are."""
+    weights = good_classifier()
+    renamed = {k.replace("classifer", "fc"): v for k, v in weights.items()}
+    message = r"^head: expected 'fc', the name of the Linear .*, got 'classifer'$"
+    with pytest.raises(ValueError, match=message):
+        classifier_params_from_torch(renamed)
+    params = classifier_params_from_torch(renamed, head="fc")
+    jax.tree.map(
+        np.testing.assert_array_equal, params, classifier_params_from_torch(weights)
+    )
+    assert classifier_params_to_torch(params, head="fc").keys() == renamed.keys()
+    with pytest.raises(TypeError, match=r"^head: expected a string, got a NoneType"):
+        classifier_params_from_torch(renamed, head=None)
+
+
 def test_a_classifier_without_a_head_is_listed():
     params = classifier_params_from_torch(good_classifier())
     del params["head"]

@@ -1,5 +1,6 @@
 """Loss and accuracy over the epochs of a run, or of several."""
 
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from experiments.pictures.png import save_png
 Rows = list[dict[str, Any]]
 """Of `metrics.jsonl`, one for each epoch, at least one."""
 
+_LONG_NAME = 16
 _ACCURACIES = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 _LOSSES = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 5))
 
@@ -37,6 +39,9 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
+    if max(map(len, lines)) > _LONG_NAME:  # As folders have them: below, in full.
+        figure.set_figheight(3 + 0.22 * len(lines))
+        lines = _named_below(figure, lines)
     _draw(loss_axes, lines, "loss", "{:.4f}")
     loss_axes.set_title(f"{of}mean loss per example")
     loss_axes.set_yscale("log")
@@ -47,6 +52,18 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
     accuracy_axes.set_yscale("logit")
     _tick(accuracy_axes, _ACCURACIES, "{:.4g} %", factor=100)
     save_png(figure, path)
+
+
+def _named_below(figure, lines):
+    """`lines` under letters, which the figure's lower edge explains."""
+    letters = dict(zip(lines, string.ascii_uppercase * len(lines), strict=False))
+    figure.supxlabel(
+        "\n".join(f"{letter}  {name}" for name, letter in letters.items()),
+        fontsize="small",
+        x=0.02,
+        ha="left",
+    )
+    return {letters[name]: line for name, line in lines.items()}
 
 
 def _draw(axes, lines, quantity, number):

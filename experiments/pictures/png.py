@@ -23,7 +23,7 @@ def save_png(figure: "Figure", path: str) -> None:
         figure.savefig(temporary, dpi=_DPI, format="png")
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"can't write the picture {path}: {error}") from error
+        raise RunError(f"can't write the picture {path}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)

@@ -125,6 +125,13 @@ def test_run_again_only_tests_again(trained):
     assert again.endswith(final)
 
 
+def test_fewer_epochs_than_it_has_change_nothing_and_it_says_so(trained):
+    workdir, output = trained
+    again = train(workdir, "--num_epochs=5", "--dropout=0.1")
+    assert "Trained already: 20 epochs, more than the 5 of --num_epochs" in again
+    assert again.endswith(output[output.index("Final test") :])
+
+
 def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path):
     """Shuffling and dropout included, to the last bit."""
     workdir, _ = trained
@@ -150,6 +157,13 @@ def test_predict_in_a_process_of_its_own(trained, tmp_path):
     answer = int(model.apply(variables, image).argmax())
     assert f"Label: {test.labels[3]}\nPrediction: {answer}\n" in done.stdout
     assert picture.exists()
+
+    # An answer that was found is told, also where its picture has no place.
+    nowhere = tmp_path / "no" / "out.png"
+    done = command("predict", f"--workdir={workdir}", f"--output={nowhere}")
+    message = f"--output: can't write the picture {nowhere}: No such file or directory"
+    assert_one_line_error(done, message)
+    assert "Prediction: " in done.stdout
 
     # The same digit from a picture of it; no dataset is read for that.
     enlarged = Image.fromarray(test.images[3] * 15).resize((80, 80), 0)
