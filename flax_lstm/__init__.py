@@ -21,3 +21,5 @@ from flax_lstm._torch_weights import (
     params_to_torch as params_to_torch,
 )
 from flax_lstm.checkpoint import load_classifier as load_classifier
+
+__version__ = "0.1.0"

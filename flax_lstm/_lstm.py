@@ -64,9 +64,10 @@ class StackedLSTM(RecurrentStack):
             and with the same results. `'scan'`: `nn.scan` over the cell, step by
             step. `'fused'`: derivatives of its own, with every weight's gradient as
             one product after the loop, see `flax_lstm/_fused_lstm.py`. `'cudnn'`:
-            NVIDIA's library, for float32 on its GPUs, without projection, vmap and
-            forward mode, in TF32 unless `jax_default_matmul_precision` is 'highest',
-            see `flax_lstm/_cudnn_lstm.py`. `'native'`: loops in C++ for a CPU, once
+            NVIDIA's library, for float32 on its GPUs, without projection and remat, in
+            TF32 unless `jax_default_matmul_precision` is 'highest' (under vmap and in
+            derivatives beyond reverse mode it is 'fused'), see
+            `flax_lstm/_cudnn_lstm.py`. `'native'`: loops in C++ for a CPU, once
             `python -m flax_lstm.native` has compiled them, float32 without
             projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU
             `'native'` where it is compiled and can serve, else `'fused'`; the README

@@ -24,9 +24,10 @@ def read_state_dict(source: Any) -> dict[str, np.ndarray]:
         return _read_safetensors(os.fspath(source))
     if isinstance(source, Mapping):
         return {str(name): _as_numpy(name, value) for name, value in source.items()}
+    hint = "; pass its state_dict()" if hasattr(source, "state_dict") else ""
     raise TypeError(
         f"state_dict: expected a mapping of names to arrays, or the path of a "
-        f".safetensors file, got a {type(source).__name__}"
+        f".safetensors file, got {type(source).__name__}{hint}"
     )
 
 
