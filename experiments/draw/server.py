@@ -1,7 +1,10 @@
 """Listening on an address until Ctrl-C."""
 
 import logging
+import signal
 import socket
+import threading
+from collections.abc import Callable
 
 from flask import Flask
 from werkzeug.serving import make_server
@@ -29,8 +32,22 @@ def serve(app: Flask, host: str, port: int) -> None:
         port = listening.getsockname()[1]
         server = make_server(host, port, app, threaded=True, fd=listening.fileno())
         shown = f"[{host}]" if ":" in host else host
+        _on_interrupt(server.shutdown)
         print(f"Draw at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         finally:
             server.server_close()
+
+
+def _on_interrupt(end: Callable[[], None]) -> None:
+    """Ctrl-C is how the page is meant to be ended: no error, and no word."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return  # By who started this in the background.
+
+    def handle(number, frame):
+        del number, frame
+        # In a thread: it waits until requests, which are taken here, are no more.
+        threading.Thread(target=end).start()
+
+    signal.signal(signal.SIGINT, handle)
