@@ -43,8 +43,6 @@ def run(main: Callable[[], None]) -> None:
             main()
         except RunError as error:
             _fail(program, _one_line(error), error.status)
-        except KeyboardInterrupt:
-            _fail(program, "interrupted", INTERRUPTED_STATUS)
         except BrokenPipeError:
             # The reader of a pipe has seen enough (`| head`); Python would complain
             # once more when it flushes at exit.

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flax_lstm._cell import State
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import Sizes, join
 from flax_lstm._layers import layer_by_layer
@@ -38,8 +39,6 @@ from flax_lstm._recurrence import scan_over_time
 # GPU are in TF32 too, where it has it.
 _IN_TF32 = (None, "default", "high", "tensorfloat32", "TF32_TF32_F32")
 _IN_FLOAT32 = ("highest", "float32", "F32_F32_F32")
-
-State = tuple[jax.Array, jax.Array]
 
 
 def run_layers_by_cudnn(

@@ -27,6 +27,7 @@ from flax_lstm._meant_primitive import (
     Meaning,
     devices_that_call,
     primitive_of,
+    transpose_each_other,
     varying_alike,
 )
 
@@ -34,6 +35,8 @@ from flax_lstm._meant_primitive import (
 _FLOATS = 4
 # Arguments that the derivative is not linear in: those, lengths, y and what is kept.
 _KNOWN = _FLOATS + 3
+# Of y, h_n and c_n.
+_GRADIENTS = 3
 
 _NAMES = {
     jax.lax.Precision.HIGH: "tensorfloat32",
@@ -135,32 +138,15 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
         operands = varying_alike((*primals, y, kept, *linear))
         return [y, h_n, c_n], tangents_p.bind(*operands, sizes=sizes)
 
-    def transpose_of_tangents(gradients, *operands, sizes):
-        known, linear = operands[:_KNOWN], operands[_KNOWN:]
-        gradients = map(ad.instantiate_zeros, gradients)
-        transposed = backward_p.bind(*varying_alike((*known, *gradients)), sizes=sizes)
-        # A tangent that is known is zero, and nobody asks for its gradient.
-        asked = [
-            gradient if ad.is_undefined_primal(operand) else None
-            for operand, gradient in zip(linear, transposed, strict=True)
-        ]
-        return [*([None] * _KNOWN), *asked]
-
-    def transpose_of_backward(tangents, *operands, sizes):
-        known, gradients = operands[:_KNOWN], operands[_KNOWN:]
-
-        def linear_backward(*gradients):
-            return backward(*known, *gradients, sizes=sizes)
-
-        shapes = [gradient.aval for gradient in gradients]
-        transposed = jax.linear_transpose(linear_backward, *shapes)(
-            tuple(map(ad.instantiate_zeros, tangents))
-        )
-        return [*([None] * _KNOWN), *transposed]
-
     ad.primitive_jvps[forward_p] = derivative_of_forward
-    ad.primitive_transposes[tangents_p] = transpose_of_tangents
-    ad.primitive_transposes[backward_p] = transpose_of_backward
+    transpose_each_other(
+        tangents_p,
+        backward_p,
+        backward,
+        known=_KNOWN,
+        linear=lambda **_: _FLOATS,
+        gradients=_GRADIENTS,
+    )
     return forward_p
 
 

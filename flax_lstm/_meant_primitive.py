@@ -51,6 +51,57 @@ def primitive_of(name: str, meant: Meaning) -> jax.extend.core.Primitive:
     return primitive
 
 
+def transpose_each_other(
+    tangents_p: jax.extend.core.Primitive,
+    backward_p: jax.extend.core.Primitive,
+    backward: Meaning,
+    known: int,
+    linear: Callable[..., int],
+    gradients: int,
+) -> None:
+    """Has each of two linear maps be the other's transpose.
+
+    Both take `known` arguments that they are not linear in, then those that they are,
+    and then others that they are not linear in.
+
+    Args:
+        tangents_p: from tangents to tangents.
+        backward_p: from gradients to gradients.
+        backward: the latter's meaning.
+        known: as above.
+        linear: how many `tangents_p` is linear in, of its parameters.
+        gradients: how many `backward_p` is linear in.
+    """
+
+    def of_tangents(given, *operands, **params):
+        end = known + linear(**params)
+        first, middle, rest = operands[:known], operands[known:end], operands[end:]
+        arguments = (*first, *map(ad.instantiate_zeros, given), *rest)
+        transposed = backward_p.bind(*varying_alike(arguments), **params)
+        # A tangent that is known is zero, and nobody asks for its gradient.
+        asked = [
+            gradient if ad.is_undefined_primal(operand) else None
+            for operand, gradient in zip(middle, transposed, strict=True)
+        ]
+        return [*([None] * known), *asked, *([None] * len(rest))]
+
+    def of_backward(given, *operands, **params):
+        end = known + gradients
+        first, middle, rest = operands[:known], operands[known:end], operands[end:]
+
+        def of_gradients(*arrays):
+            return backward(*first, *arrays, *rest, **params)
+
+        shapes = [operand.aval for operand in middle]
+        transposed = jax.linear_transpose(of_gradients, *shapes)(
+            tuple(map(ad.instantiate_zeros, given))
+        )
+        return [*([None] * known), *transposed, *([None] * len(rest))]
+
+    ad.primitive_transposes[tangents_p] = of_tangents
+    ad.primitive_transposes[backward_p] = of_backward
+
+
 def devices_that_call(module: mlir.ModuleContext) -> int | None:
     """How many devices of this process a program runs on; None if it can't call.
 

@@ -28,6 +28,7 @@ from flax_lstm._meant_primitive import (
     Meaning,
     devices_that_call,
     primitive_of,
+    transpose_each_other,
     varying_alike,
 )
 from flax_lstm._native_meaning import GATES, GRADIENTS, KNOWN, LINEAR
@@ -126,35 +127,12 @@ def derivative_of_forward(primals, tangents, *, how):
     return [y, h_n, c_n], d_results
 
 
-def _transpose_of_tangents(gradients, *operands, how, needs_x):
-    end = KNOWN + needs_x + LINEAR
-    known, linear, valid = operands[:KNOWN], operands[KNOWN:end], operands[end:]
-    gradients = map(ad.instantiate_zeros, gradients)
-    transposed = backward_p.bind(
-        *varying_alike((*known, *gradients, *valid)), how=how, needs_x=needs_x
-    )
-    # A tangent that is known is zero, and nobody asks for its gradient.
-    asked = [
-        gradient if ad.is_undefined_primal(operand) else None
-        for operand, gradient in zip(linear, transposed, strict=True)
-    ]
-    return [*([None] * KNOWN), *asked, *([None] * len(valid))]
-
-
-def _transpose_of_backward(tangents, *operands, how, needs_x):
-    known, gradients = operands[:KNOWN], operands[KNOWN : KNOWN + GRADIENTS]
-    valid = operands[KNOWN + GRADIENTS :]
-
-    def backward(*gradients):
-        return meaning.backward(*known, *gradients, *valid, how=how, needs_x=needs_x)
-
-    shapes = [gradient.aval for gradient in gradients]
-    transposed = jax.linear_transpose(backward, *shapes)(
-        tuple(map(ad.instantiate_zeros, tangents))
-    )
-    return [*([None] * KNOWN), *transposed, *([None] * len(valid))]
-
-
 ad.primitive_jvps[forward_p] = derivative_of_forward
-ad.primitive_transposes[tangents_p] = _transpose_of_tangents
-ad.primitive_transposes[backward_p] = _transpose_of_backward
+transpose_each_other(
+    tangents_p,
+    backward_p,
+    meaning.backward,
+    known=KNOWN,
+    linear=lambda needs_x, **_: needs_x + LINEAR,
+    gradients=GRADIENTS,
+)
