@@ -1,8 +1,9 @@
 """What every test runs under: eight CPU devices, exact products, fixed examples.
 
-And the least optimised code that XLA:CPU makes, unless XLA_FLAGS says otherwise
-(`XLA_FLAGS=' '` is as a user's): what is checked is the formulas, and compiling takes
-most of the time. Processes that a test starts have a user's code.
+And the least optimised code that XLA:CPU makes, unless XLA_FLAGS is set (with
+`--xla_backend_optimization_level=3`, its default, the code is a user's; `.ci/run` runs
+some so, too): what is checked is the formulas, and compiling takes most of the time.
+Processes that a test starts have a user's code.
 """
 
 import os
