@@ -127,12 +127,17 @@ def derivative_of_forward(primals, tangents, *, how):
     return [y, h_n, c_n], d_results
 
 
+def transpose_to_each_other(tangents, backward) -> None:
+    """Of the primitives `tangents_p` and `backward_p`, or some in their place."""
+    transpose_each_other(
+        tangents,
+        backward,
+        meaning.backward,
+        known=KNOWN,
+        linear=lambda needs_x, **_: needs_x + LINEAR,
+        gradients=GRADIENTS,
+    )
+
+
 ad.primitive_jvps[forward_p] = derivative_of_forward
-transpose_each_other(
-    tangents_p,
-    backward_p,
-    meaning.backward,
-    known=KNOWN,
-    linear=lambda needs_x, **_: needs_x + LINEAR,
-    gradients=GRADIENTS,
-)
+transpose_to_each_other(tangents_p, backward_p)

@@ -70,12 +70,18 @@ def primitives(tmp_path_factory):
 
     forward = primitive("forward", _persistent_lstm.forward_lowering)
     ad.primitive_jvps[forward] = _native_primitives.derivative_of_forward
+    backward = primitive("backward", _persistent_lstm.backward_lowering)
+    tangents = _meant_primitive.primitive_of(
+        "on_cpu_tangents", _native_meaning.tangents
+    )
+    _native_primitives.transpose_to_each_other(tangents, backward)
     return {
         "forward_p": forward,
         "forward_keeping_p": primitive(
             "forward_keeping", _persistent_lstm.forward_lowering
         ),
-        "backward_p": primitive("backward", _persistent_lstm.backward_lowering),
+        "backward_p": backward,
+        "tangents_p": tangents,
     }
 
 
