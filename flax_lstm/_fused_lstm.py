@@ -26,8 +26,8 @@ mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
 where all but the terms with :math:`dh_{t-1}`, :math:`dc` and :math:`dm` are known
 for all t beforehand. JAX's transpose of that loop is backpropagation through time.
 
-How products are laid out was measured on XLA:CPU (JAX 0.10.2) only; see the
-README's table and `python -m experiments.benchmark`.
+How products are laid out was measured on XLA:CPU (JAX 0.10.2) only; see
+`experiments/BENCHMARK.md`.
 """
 
 import functools
@@ -209,7 +209,7 @@ def _gate_products(weights, x, layout):
 
 
 def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
-    """The layout that is fastest on a CPU; measured on XLA:CPU's, see the README.
+    """The layout that is fastest on a CPU; measured (`experiments/BENCHMARK.md`).
 
     - While all is small, what a product costs anyhow counts most: one for all gates,
       and the inputs' before the loop, whose result stays in the cache.

@@ -70,8 +70,8 @@ class StackedLSTM(RecurrentStack):
             `flax_lstm/_cudnn_lstm.py`. `'native'`: loops in C++ for a CPU, once
             `python -m flax_lstm.native` has compiled them, float32 without
             projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU
-            `'native'` where it is compiled and can serve, else `'fused'`; the README
-            has the measurements.
+            `'native'` where it is compiled and can serve, else `'fused'`;
+            `experiments/BENCHMARK.md` has the measurements.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and compute the others again, for long sequences: memory beside
             inputs and outputs grows with √T instead of T, one more forward pass.

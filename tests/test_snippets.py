@@ -24,7 +24,6 @@ ALONE = ("jax_num_cpu_devices", "load_classifier(")
 GIVEN = {
     "flax_lstm": """
         import flax_lstm, jax, jax.numpy as jnp, torch
-        jax.config.update("jax_num_cpu_devices", 2)
         variables = flax_lstm.StackedLSTM(28, 128, num_layers=2).init(
             jax.random.key(0), jnp.ones((1, 1, 28)))
         x = torch.ones(4, 9, 28)

@@ -1,4 +1,4 @@
-"""Times the stack beside Flax's own RNN and torch; see `--help` and the README."""
+"""Times the stack beside Flax's own RNN and torch: `experiments/BENCHMARK.md`."""
 
 from absl import flags
 
