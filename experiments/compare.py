@@ -1,4 +1,7 @@
-"""Draws the test curves of several runs as one picture; see `--help`."""
+"""Draws the test curves of several runs as one picture.
+
+Example: python -m experiments.compare --workdirs=runs/lstm,runs/gru --names=lstm,gru
+"""
 
 import os
 

@@ -1,4 +1,7 @@
-"""Writes a trained classifier as a file that JAX alone can run; see `--help`."""
+"""Writes a trained classifier as a file that JAX alone can run.
+
+Example: python -m experiments.export --workdir=runs/RUN
+"""
 
 import os
 

@@ -1,4 +1,7 @@
-"""Draws how a trained LSTM reads one digit, row by row; see `--help`."""
+"""Draws how a trained LSTM reads one digit, row by row.
+
+Example: python -m experiments.gates --workdir=runs/RUN --index=7
+"""
 
 from absl import flags
 

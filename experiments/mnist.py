@@ -1,4 +1,7 @@
-"""Trains an LSTM to read MNIST digits row by row; see `--help` and the README."""
+"""Trains an LSTM to read MNIST digits row by row, tests it, saves it and loads it.
+
+Example: python -m experiments.mnist --num_layers=2
+"""
 
 from absl import flags
 
@@ -10,7 +13,16 @@ from experiments.recipes import RECIPES
 from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
-_OF_RECIPE = "(default: the recipe's)"
+
+
+def _of_recipes(option: str) -> str:
+    """What the recipes have for it, for a flag's help."""
+    values = {name: getattr(recipe, option) for name, recipe in RECIPES.items()}
+    if len(set(values.values())) == 1:
+        return f"(default: {values[_DEFAULTS.recipe]})"
+    each = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return f"(default: the recipe's; {each})"
+
 
 flags.DEFINE_enum(
     "recipe",
@@ -48,15 +60,21 @@ flags.DEFINE_float(
     "dropout",
     None,
     "Probability that an element of a layer's output (but the last's) is zeroed "
-    f"{_OF_RECIPE}.",
+    f"{_of_recipes('dropout')}.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "batch_size", None, f"Examples a step {_OF_RECIPE}.", lower_bound=1
+    "batch_size", None, f"Examples a step {_of_recipes('batch_size')}.", lower_bound=1
 )
-flags.DEFINE_float("learning_rate", None, f"Adam's (largest) step size {_OF_RECIPE}.")
-flags.DEFINE_integer("num_epochs", None, f"Epochs in all {_OF_RECIPE}.", lower_bound=1)
+flags.DEFINE_float(
+    "learning_rate",
+    None,
+    f"Adam's step size, its largest where it changes {_of_recipes('learning_rate')}.",
+)
+flags.DEFINE_integer(
+    "num_epochs", None, f"Epochs in all {_of_recipes('num_epochs')}.", lower_bound=1
+)
 flags.DEFINE_integer(
     "seed",
     _DEFAULTS.seed,

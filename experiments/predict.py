@@ -1,4 +1,7 @@
-"""Restores a trained classifier and predicts one digit; see `--help`."""
+"""Restores a trained classifier and predicts one digit.
+
+Example: python -m experiments.predict --workdir=runs/RUN --image=7.png
+"""
 
 from absl import flags
 

@@ -1,6 +1,7 @@
 """Writing a file whole or not at all."""
 
 import os
+import tempfile
 
 from experiments.errors import RunError
 
@@ -25,14 +26,18 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def make_folder(path: str) -> None:
-    """The folder in which the file `path` will be.
+    """The folder in which the file `path` will be, before the work that it is for.
 
     Raises:
-        RunError: it can't be made.
+        RunError: it can't be made, or not be written.
     """
+    folder = os.path.dirname(path) or "."
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise RunError(
-            f"--output: can't make the folder of {path}: {error.strerror}"
+            f"--output: expected a path in a writable folder, got {path} "
+            f"({error.strerror})"
         ) from error

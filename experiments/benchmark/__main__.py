@@ -1,4 +1,7 @@
-"""Times the stack beside Flax's own RNN and torch: `experiments/BENCHMARK.md`."""
+"""Times the stack beside Flax's own RNN and torch; see experiments/BENCHMARK.md.
+
+Example: python -m experiments.benchmark --quick
+"""
 
 from absl import flags
 

@@ -16,6 +16,7 @@ from experiments.benchmark.ours import has_native_loops
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores
 from experiments.errors import RunError
+from experiments.whole_file import make_folder
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
@@ -72,7 +73,7 @@ def run_scaling(output: str) -> None:
 def _measure(
     parts: list[Callable[[], Iterator[Comparison]]], output: str, num_devices: int
 ) -> Report:
-    _make_folder(output)
+    make_folder(output)
     # Of a GPU's memory JAX would take most at once, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(num_devices)
@@ -94,16 +95,6 @@ def _measure(
             print(f"\n{table(rows)}", flush=True)
     print(f"\nResults: {output}.json ({report.environment['minutes']} min)")
     return report
-
-
-def _make_folder(output: str) -> None:
-    folder = os.path.dirname(os.path.abspath(output))
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"--output: expected a path in a writable folder, got {output} ({error})"
-        ) from error
 
 
 def environment() -> dict[str, object]:

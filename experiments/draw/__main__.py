@@ -1,4 +1,7 @@
-"""Serves a page on which a trained LSTM reads what you draw; see `--help`."""
+"""Serves a page on which a trained LSTM reads what you draw.
+
+Example: python -m experiments.draw --workdir=runs/RUN
+"""
 
 from absl import flags
 

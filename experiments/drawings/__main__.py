@@ -1,4 +1,7 @@
-"""Counts how many made-up drawings a trained classifier reads right; see `--help`."""
+"""Counts how many made-up drawings a trained classifier reads right.
+
+Example: python -m experiments.drawings --workdir=runs/RUN
+"""
 
 from absl import flags
 
@@ -17,7 +20,10 @@ def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
     from experiments.drawings import score
+    from experiments.whole_file import make_folder
 
+    if FLAGS.output is not None:
+        make_folder(FLAGS.output)
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     scored = score.score(classifier, FLAGS.hands)
     print(f"{classifier.description}\n{scored.text()}")

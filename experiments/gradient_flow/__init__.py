@@ -1,1 +1,1 @@
-"""How much of a gradient arrives at each step: RNN, GRU and LSTM; see `--help`."""
+"""How much of a gradient arrives at each step: RNN, GRU and LSTM."""

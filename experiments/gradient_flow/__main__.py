@@ -1,4 +1,7 @@
-"""Shows where gradients vanish and explode: RNN, GRU and LSTM; see `--help`."""
+"""Shows where gradients vanish and explode: RNN, GRU and LSTM.
+
+Example: python -m experiments.gradient_flow --quick
+"""
 
 from absl import flags
 

@@ -86,7 +86,7 @@ def _draw(axes, lines, quantity, number):
         epochs = [row["epoch"] for row in rows]
         axes.plot(epochs, values, marker="o", ms=2, label=label)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None

@@ -53,14 +53,16 @@ def _draw_bars(axes, answers, index):
     probabilities = answers.probabilities[index]
     classes = np.arange(len(probabilities))
     colors = np.full(len(classes), "lightgray", dtype=object)
-    colors[answers.answers[index]] = "tab:orange"
-    colors[answers.labels[index]] = "tab:blue"
+    label, answer = int(answers.labels[index]), int(answers.answers[index])
+    colors[answer], colors[label] = "tab:orange", "tab:blue"
     axes.set_axis_on()
     axes.bar(classes, probabilities, color=colors, width=0.8)
-    for c in (answers.labels[index], answers.answers[index]):
+    # Of neighbours, the lower bar's number keeps away from the higher bar.
+    beside = {1: "left", -1: "right"}.get(label - answer, "center")
+    for c, alignment in ((label, beside), (answer, "center")):
         axes.text(
             c, probabilities[c], f"{probabilities[c]:.1%}",
-            ha="center", va="bottom", fontsize=6.5,
+            ha=alignment, va="bottom", fontsize=6.5,
         )  # fmt: skip
     axes.set(ylim=(0, 1.15), yticks=[], xlim=(-0.7, len(classes) - 0.3))
     axes.set_xticks(classes, [str(c) for c in classes], fontsize=7)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_one_line_error, command
+from commands import command
 
 from experiments.gradient_flow import measure
 from experiments.gradient_flow.networks import HIDDEN_SIZE, FirstWeights
@@ -126,12 +126,6 @@ def test_the_command_writes_numbers_pictures_and_the_same_again(tmp_path):
     assert pictures == [
         f"one-{n}.png" for n in ("first-weights", "pooling", "training")
     ]
-
-
-def test_an_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    done = command("gradient_flow", "--quick", f"--output={tmp_path}/file/flow")
-    assert_one_line_error(done, "--output: can't make the folder")
 
 
 def test_the_text_has_the_tables_of_the_results():

@@ -224,6 +224,16 @@ def test_unwritable_workdir(tmp_path):
     assert_one_line_error(done, "--workdir: expected a writable folder")
 
 
+@pytest.mark.parametrize("module", ["benchmark", "drawings", "gradient_flow"])
+def test_unwritable_output_before_the_work(module, tmp_path):
+    (tmp_path / "file").write_text("")
+    of_drawings = ["--workdir=none"] if module == "drawings" else []
+    for folder in (f"{tmp_path}/file", "/proc"):
+        done = command(module, f"--output={folder}/result", *of_drawings)
+        assert_one_line_error(done, "--output: expected a path in a writable folder")
+        assert not done.stdout
+
+
 def test_no_checkpoint_to_predict_with(tmp_path):
     done = command("predict", f"--workdir={tmp_path}")
     assert_one_line_error(done, "expected a checkpoint")
