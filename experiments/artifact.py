@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from experiments.data import choose
 from experiments.model_input import ModelInput
 from experiments.restored import RestoredClassifier
-from experiments.whole_file import write_whole
+from experiments.whole_file import replacing
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -33,8 +33,11 @@ class Artifact:
             RunError: one of them can't be written; what was there is left alone.
         """
         described = json.dumps(self.description, indent=2) + "\n"
-        write_whole(path, self.content)
-        write_whole(f"{path}.json", described.encode())
+        contents = (self.content, described.encode())
+        with replacing(path, f"{path}.json") as temporaries:
+            for temporary, content in zip(temporaries, contents, strict=True):
+                with open(temporary, "wb") as file:
+                    file.write(content)
 
 
 def export_classifier(classifier: RestoredClassifier) -> Artifact:

@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import processes
+from experiments import metrics, processes
 from experiments.data.choose import Choice
 from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
@@ -62,7 +62,8 @@ def find(workdir: str) -> Found:
     """Looks for the newest checkpoint whose every file is what was written.
 
     Raises:
-        RunError: there are some, but none is sound; or one can't be read.
+        RunError: there are some, but none is sound; or one can't be read; or there is
+            none of a run of several epochs.
     """
     if not os.path.isdir(workdir):
         return Found()
@@ -78,9 +79,13 @@ def find(workdir: str) -> Found:
     except Exception as error:  # Orbax raises many kinds for what is no checkpoint.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
     # A first save that was cut short leaves nothing to go on from, and lost nothing.
-    if only_unfinished:
+    # Its epoch's row is written before it.
+    epochs = len(metrics.rows(workdir))
+    if only_unfinished and len(damaged) <= 1 and epochs <= 1:
         return Found(None, damaged)
     problems = "; ".join(damaged.values())
+    if not problems:
+        problems = f"there is none, of {epochs} epochs in {metrics.FILE_NAME}"
     raise RunError(
         f"--workdir: no checkpoint in {workdir} is sound ({problems}); give another "
         f"--workdir to begin anew"

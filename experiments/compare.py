@@ -8,12 +8,13 @@ import os
 from absl import flags
 
 from experiments import command_line
+from experiments.path_flags import define_path, define_paths
 
-flags.DEFINE_list(
+define_paths(
     "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
 )
 flags.DEFINE_list("names", None, "A name for each (default: those of the folders).")
-flags.DEFINE_string("output", "comparison.png", "The picture to write.")
+define_path("output", "comparison.png", "The picture to write.")
 flags.mark_flag_as_required("workdirs")
 
 FLAGS = flags.FLAGS
@@ -22,19 +23,22 @@ FLAGS = flags.FLAGS
 def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments import metrics
-    from experiments.errors import RunError
+    from experiments.errors import RunError, naming
     from experiments.pictures.curves import save_comparison
 
     folders = FLAGS.workdirs
     names = FLAGS.names or [os.path.basename(os.path.normpath(f)) for f in folders]
-    if len(set(names)) != len(folders):
+    if not folders:
+        raise RunError("--workdirs: expected at least one folder, got none")
+    if len(names) != len(folders) or len(set(names)) != len(names):
         raise RunError(
             f"--names: expected {len(folders)} different ones, one for each of "
             f"--workdirs, got {', '.join(names)}"
         )
     runs = {}
     for name, folder in zip(names, folders, strict=True):
-        runs[name] = metrics.rows(folder)
+        with naming("--workdirs"):
+            runs[name] = metrics.rows(folder)
         if not runs[name]:
             raise RunError(
                 f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "
@@ -44,7 +48,8 @@ def main() -> None:
     if len(set(datasets.values())) > 1:
         of_each = ", ".join(f"{name}: {dataset}" for name, dataset in datasets.items())
         print(f"Note: these runs are of different datasets ({of_each})")
-    save_comparison(runs, FLAGS.output)
+    with naming("--output"):
+        save_comparison(runs, FLAGS.output)
     print(f"Picture: {FLAGS.output}")
 
 

@@ -8,10 +8,13 @@ import os
 from absl import flags
 
 from experiments import command_line
+from experiments.path_flags import define_path
 
-flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
-flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
-flags.DEFINE_string(
+define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer(
+    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
+)
+define_path(
     "output", None, "The file to write (default: classifier.jaxexport in the workdir)."
 )
 flags.mark_flag_as_required("workdir")
@@ -22,11 +25,13 @@ FLAGS = flags.FLAGS
 def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments import artifact, restored
+    from experiments.errors import naming
 
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     exported = artifact.export_classifier(classifier)
     path = FLAGS.output or os.path.join(FLAGS.workdir, "classifier.jaxexport")
-    exported.write(path)
+    with naming("--output"):
+        exported.write(path)
     print(
         f"{classifier.description}\n"
         f"Artifact: {path}, for {' and '.join(exported.description['platforms'])}\n"

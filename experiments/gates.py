@@ -6,6 +6,7 @@ Example: python -m experiments.gates --workdir=runs/RUN --index=7
 from absl import flags
 
 from experiments import command_line, one_digit
+from experiments.errors import naming
 from experiments.one_digit import FLAGS
 
 flags.adopt_module_key_flags(one_digit)  # For `--help`.
@@ -25,7 +26,7 @@ def main() -> None:
     )
     print(f"{classifier.description}\n{shown.text()}", flush=True)
     path = FLAGS.output or classifier.picture_path(f"gates-{name}")
-    with one_digit.as_output():
+    with naming("--output"):
         save_gates(read, shown, path)
     print(f"Picture: {path}")
 

@@ -48,3 +48,15 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def is_held(workdir: str) -> bool:
+    """Whether a run, of this process or another, has the folder to itself now."""
+    try:
+        with open(os.path.join(workdir, _FILE_NAME), encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # No such file: no run was ever there.
+        return False
+    return False

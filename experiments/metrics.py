@@ -7,6 +7,10 @@ from typing import Any
 from experiments.errors import RunError
 
 FILE_NAME = "metrics.jsonl"
+_NUMBERS = (
+    "epoch",
+    *(f"{s}_{n}" for s in ("train", "test") for n in ("loss", "accuracy", "examples")),
+)
 
 
 def rows(workdir: str) -> list[dict[str, Any]]:
@@ -14,15 +18,22 @@ def rows(workdir: str) -> list[dict[str, Any]]:
     path = os.path.join(workdir, FILE_NAME)
     sound: list[dict[str, Any]] = []
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for line in file:
-                try:
-                    row = json.loads(line)
-                    row["epoch"]
-                except (ValueError, KeyError, TypeError):
-                    break  # A line cut short by a crash; nothing sound follows it.
+                row = _row(line)
+                if row is None:
+                    break  # Cut short by a crash; nothing sound follows it.
                 sound.append(row)
     return sound
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+        is_whole = all(isinstance(row[name], int | float) for name in _NUMBERS)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return row if is_whole else None
 
 
 class MetricsFile:

@@ -9,6 +9,7 @@ from experiments import command_line
 from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
 from experiments.model_input import SEQUENCES
+from experiments.path_flags import define_path
 from experiments.recipes import RECIPES
 from flax_lstm import CLASSIFIERS, POOLINGS
 
@@ -22,6 +23,11 @@ def _of_recipes(option: str) -> str:
         return f"(default: {values[_DEFAULTS.recipe]})"
     each = ", ".join(f"{name} {value:g}" for name, value in values.items())
     return f"(default: the recipe's; {each})"
+
+
+def _are_of_one_run(address: str | None, *numbers: int | None) -> bool:
+    needed = address not in (None, "auto")
+    return all((number is not None) == needed for number in numbers)
 
 
 flags.DEFINE_enum(
@@ -94,11 +100,11 @@ flags.DEFINE_bool(
     _DEFAULTS.validate,
     "Test on the last sixth of the training examples, and train on the others.",
 )
-flags.DEFINE_string(
+define_path(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
 )
-flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files.")
-flags.DEFINE_string(
+define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_path(
     "workdir", None, "Checkpoints and metrics (default: runs/, named by the flags)."
 )
 flags.DEFINE_integer(
@@ -119,6 +125,15 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "process_index", None, "Which one this is, not with auto.", lower_bound=0
+)
+# A number that is none is within any bounds, for absl.
+flags.register_validator(
+    "dropout", lambda value: value is None or value == value, "expected a number"
+)
+flags.register_multi_flags_validator(
+    ["coordinator_address", "num_processes", "process_index"],
+    lambda given: _are_of_one_run(*given.values()),
+    "expected all of them, or --coordinator_address=auto alone, or none",
 )
 flags.register_validator(
     "learning_rate",

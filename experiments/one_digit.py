@@ -1,29 +1,30 @@
 """The flags that name a trained classifier and one digit; importing defines them."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments.errors import RunError
+from experiments.path_flags import define_path
 
 if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
     from experiments.prediction import Prediction
     from experiments.restored import RestoredClassifier
 
-flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
-flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer(
+    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
+)
 flags.DEFINE_integer(
     "index", None, "Number of an example of the dataset (default: 0).", lower_bound=0
 )
-flags.DEFINE_string("image", None, "A PNG or JPEG of one digit, instead of --index.")
+define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
 flags.DEFINE_enum("split", "test", ("train", "test"), "Where --index counts.")
-flags.DEFINE_string("output", None, "The picture to write (default: in the workdir).")
-flags.DEFINE_string(
+define_path("output", None, "The picture to write (default: in the workdir).")
+define_path(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
 )
-flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
 flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
@@ -51,12 +52,3 @@ def predict(classifier: "RestoredClassifier") -> tuple["Prediction", str]:
         FLAGS.split, index, FLAGS.data_dir, FLAGS.manual_dir
     )
     return shown, f"{FLAGS.split}-{index}"
-
-
-@contextlib.contextmanager
-def as_output() -> Iterator[None]:
-    """Around saving a picture: an error names the flag that gives another place."""
-    try:
-        yield
-    except RunError as error:
-        raise RunError(f"--output: {error}") from error

@@ -6,6 +6,7 @@ Example: python -m experiments.predict --workdir=runs/RUN --image=7.png
 from absl import flags
 
 from experiments import command_line, one_digit
+from experiments.errors import naming
 from experiments.one_digit import FLAGS
 
 flags.adopt_module_key_flags(one_digit)  # For `--help`.
@@ -16,7 +17,7 @@ def main() -> None:
     shown, name = one_digit.predict(classifier)
     print(f"{classifier.description}\n{shown.text()}", flush=True)
     path = FLAGS.output or classifier.picture_path(name)
-    with one_digit.as_output():
+    with naming("--output"):
         shown.save_figure(path)
     print(f"Picture: {path}")
 

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import re
+import secrets
 import signal
 import sys
 import zlib
@@ -21,6 +22,7 @@ from experiments.errors import RunError
 
 AUTO = "auto"
 _OF_COLLECTIVES = re.compile("gloo|nccl|coordination service|barrier", re.IGNORECASE)
+_ADDRESS = re.compile(r".+:\d{1,5}")
 _JOIN_SECONDS = 60
 # A process that is gone is noticed after this, where no collective notices at once.
 _HEARTBEAT_SECONDS = 20
@@ -52,6 +54,11 @@ def join(
     _silence_cpp()
     _report_abort()
     detects = coordinator_address == AUTO
+    if not detects and not _ADDRESS.fullmatch(coordinator_address):
+        raise RunError(
+            f"--coordinator_address: expected host:port of process 0, or {AUTO}, got "
+            f"{coordinator_address!r}"
+        )
     try:
         jax.distributed.initialize(
             None if detects else coordinator_address,
@@ -133,6 +140,31 @@ def require_same(what: str, value: object) -> None:
         raise RunError(
             f"{what}: expected the same in all processes, got {value} in process "
             f"{jax.process_index()} and another in others"
+        )
+
+
+def require_shared(folder: str) -> None:
+    """All processes must see the same folder.
+
+    Raises:
+        RunError: one of them does not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
+    path = os.path.join(folder, f".seen-by-all-{number}")
+    if is_first():
+        with open(path, "x", encoding="ascii"):
+            pass
+    wait_for_all("written")
+    seen = multihost_utils.process_allgather(np.bool_(os.path.exists(path)))
+    if is_first():
+        os.remove(path)
+    if not seen.all():
+        raise RunError(
+            f"--workdir: expected one folder that all processes see, got {folder} in "
+            f"process {jax.process_index()}, and process {int(np.argmin(seen))} does "
+            f"not see what process 0 writes in its own"
         )
 
 

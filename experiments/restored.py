@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import os
+import time
 from typing import Any
 
-from experiments import answers, prediction
+from experiments import answers, lock, prediction
 from experiments.answers import Answers
 from experiments.data import choose
 from experiments.data.dataset import Dataset
@@ -16,10 +17,13 @@ from experiments.prediction import Prediction
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
+    UnfinishedCheckpointError,
     checkpoint_steps,
     read_config,
     verify,
 )
+
+_MOST_SECONDS_OF_A_SAVE = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +95,26 @@ class RestoredClassifier:
 def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     """The classifier of `workdir`'s newest checkpoint, or of that of `step`.
 
+    Where a run is under way there, it waits for a save that is, for some seconds.
+
     Raises:
         RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
     """
+    end = time.monotonic() + _MOST_SECONDS_OF_A_SAVE
+    while True:
+        try:
+            return _restore(workdir, step)
+        except _OfASave:
+            if time.monotonic() > end or not lock.is_held(workdir):
+                raise
+        time.sleep(0.1)
+
+
+class _OfASave(RunError):
+    """What is also found in the middle of a save, or of removing an old checkpoint."""
+
+
+def _restore(workdir: str, step: int | None) -> RestoredClassifier:
     try:
         config = read_config(workdir, step)
         model, variables = load_classifier(workdir, config["step"])
@@ -107,20 +128,26 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
             epoch=config["epoch"],
             step=config["step"],
         )
+    except UnfinishedCheckpointError as error:
+        raise _OfASave(f"--workdir: {error}; {_advice(workdir)}") from error
     except DamagedCheckpointError as error:
         raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
-        argument, _, message = str(error).partition(": ")
-        flag = "--step" if argument == "step" else "--workdir"
-        raise RunError(f"{flag}: {message}") from error
+        for argument, flag in (("step: ", "--step: "), ("path: ", "--workdir: ")):
+            if str(error).startswith(argument):
+                message = str(error).removeprefix(argument)
+                raise _OfASave(f"{flag}{message}") from error
+        # Orbax's own, of a folder that was there when it looked.
+        raise _OfASave(f"--workdir: {workdir} can't be read: {error}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
 
 
 def _advice(workdir: str) -> str:
     """What to do where a checkpoint is damaged; nothing else is taken unasked."""
-    for step in reversed(checkpoint_steps(workdir)):
-        with contextlib.suppress(DamagedCheckpointError):
-            verify(workdir, step)
-            return f"the newest sound checkpoint is that of --step={step}"
+    with contextlib.suppress(FileNotFoundError):  # A run removes old ones.
+        for step in reversed(checkpoint_steps(workdir)):
+            with contextlib.suppress(DamagedCheckpointError):
+                verify(workdir, step)
+                return f"the newest sound checkpoint is that of --step={step}"
     return "no other checkpoint there is sound"

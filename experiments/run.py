@@ -21,7 +21,7 @@ from experiments.devices import (
     replicated,
     row_mesh,
 )
-from experiments.errors import RunError
+from experiments.errors import RunError, naming
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
@@ -69,6 +69,7 @@ def train_and_test(
         workdir = os.path.join(_RUNS, parameters.workdir_name(choice.name))
     processes.require_same("flags", (parameters, num_epochs, choice.name, mesh.size))
     with processes.noticing_loss(), sole_use(workdir, processes.is_first()):
+        processes.require_shared(workdir)
         with processes.first_goes_ahead("workdir"):
             recorded = _recorded_run(parameters, workdir)
         say(f"Workdir: {workdir}")
@@ -85,6 +86,8 @@ def train_and_test(
         )
         with StopRequest() as stop:
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
+            if processes.agree(0, stop.number)[1]:
+                raise Stopped("all is trained; the same command tests it", stop.by)
         if processes.is_first():
             whole = choose.load(
                 choice.name, data_dir, manual_dir, validate=parameters.validate
@@ -139,11 +142,11 @@ def _train(
             state = saved.restore(recorded.step, state, mesh)
             whole, progress = recorded.epoch, recorded.progress
             say(f"Restored: {recorded.position}")
-        if whole > num_epochs:
-            say(
-                f"Trained already: {whole} epochs, more than the {num_epochs} of "
-                f"--num_epochs; it is tested as it is"
-            )
+            if whole > num_epochs or (whole == num_epochs and progress):
+                say(
+                    f"Trained already: {recorded.position}, more than the {num_epochs} "
+                    f"epochs of --num_epochs; it is tested as it is"
+                )
         if whole >= num_epochs:
             return
         rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
@@ -270,6 +273,8 @@ def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     )
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
-    shown.save_figure(path)
-    for picture in [path, *draw_run(classifier, data)]:
+    with naming("--workdir"):
+        shown.save_figure(path)
+        drawn = draw_run(classifier, data)
+    for picture in [path, *drawn]:
         print(f"Picture: {picture}", flush=True)

@@ -28,7 +28,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            # Ignored is what who started this in the background wants of Ctrl-C.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,43 +1,69 @@
-"""Writing a file whole or not at all."""
+"""Writing files whole or not at all."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 
 from experiments.errors import RunError
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """Writes beside `path` first; what was there stays until all is written.
+@contextlib.contextmanager
+def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
+    """Temporary files beside `paths`, which they replace once all of them are written.
+
+    Until then, and after an error, what was there is left alone.
 
     Raises:
-        RunError: it can't be written.
+        RunError: one can't be written, or is there and no file (a folder, a device).
     """
-    temporary = f"{path}.tmp"
+    temporaries = tuple(f"{path}.tmp" for path in paths)
+    _require_files(paths)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.isfile(temporary):
-            os.remove(temporary)
-        raise RunError(f"--output: can't write {path}: {error.strerror}") from error
-
-
-def make_folder(path: str) -> None:
-    """The folder in which the file `path` will be, before the work that it is for.
-
-    Raises:
-        RunError: it can't be made, or not be written.
-    """
-    folder = os.path.dirname(path) or "."
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     except OSError as error:
         raise RunError(
-            f"--output: expected a path in a writable folder, got {path} "
-            f"({error.strerror})"
+            f"can't write {' and '.join(paths)}: {error.strerror or error}"
         ) from error
+    finally:
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """Raises a RunError if it can't be written; what was there is left alone then."""
+    with replacing(path) as (temporary,), open(temporary, "wb") as file:
+        file.write(content)
+
+
+def require_writable(*paths: str) -> None:
+    """Makes the folders of files that a command will write after minutes of work.
+
+    Raises:
+        RunError: a folder can't be made or written, or there is no file at a path but
+            something else.
+    """
+    for path in paths:
+        folder = os.path.dirname(path) or "."
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RunError(
+                f"expected a path in a writable folder, got {path} ({error.strerror})"
+            ) from error
+    _require_files(paths)
+
+
+def _require_files(paths: tuple[str, ...]) -> None:
+    for path in paths:
+        # A device would be replaced by a file.
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise RunError(f"expected the path of a file, old or new, got {path}")

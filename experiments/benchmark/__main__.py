@@ -6,6 +6,7 @@ Example: python -m experiments.benchmark --quick
 from absl import flags
 
 from experiments import command_line
+from experiments.path_flags import define_path
 
 flags.DEFINE_bool("quick", False, "The notes' training step and inference only.")
 flags.DEFINE_bool(
@@ -17,13 +18,11 @@ flags.DEFINE_list(
     "Some of processes (the notes' sizes, a process each), one_process (the same in "
     "one), costs (compiling, importing, memory), epoch, grid, growth (default: all).",
 )
-flags.DEFINE_string(
-    "output", "runs/benchmark", "Path of the results, less .json and .png."
-)
+define_path("output", "runs/benchmark", "Path of the results, less .json and .png.")
 
 flags.register_multi_flags_validator(
     ["quick", "scaling", "parts"],
-    lambda given: sum(map(bool, given.values())) < 2,
+    lambda given: sum(value not in (None, False) for value in given.values()) < 2,
     "expected one of them at most",
 )
 
@@ -39,7 +38,7 @@ def main() -> None:
     elif FLAGS.quick:
         run.run_quick(FLAGS.output)
     else:
-        run.run(FLAGS.parts or run.PARTS, FLAGS.output)
+        run.run(run.PARTS if FLAGS.parts is None else FLAGS.parts, FLAGS.output)
 
 
 if __name__ == "__main__":

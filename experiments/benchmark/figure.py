@@ -3,6 +3,7 @@
 import math
 
 from experiments.benchmark.report import Comparison
+from experiments.pictures.png import save_png
 
 
 def save_growth(growth: dict[str, list[Comparison]], sizes, path: str) -> None:
@@ -31,4 +32,4 @@ def save_growth(growth: dict[str, list[Comparison]], sizes, path: str) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("training step, ms")
     all_axes[0].legend(fontsize="small", frameon=False)
-    figure.savefig(path, dpi=150)
+    save_png(figure, path)

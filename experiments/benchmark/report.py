@@ -6,10 +6,10 @@ there is no way to put the results of two runs side by side.
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 from experiments.benchmark.timing import Timing
+from experiments.whole_file import write_whole
 
 FORMAT_VERSION = 2
 
@@ -70,12 +70,8 @@ class Report:
             "environment": self.environment,
             "comparisons": comparisons,
         }
-        # Whole or not at all: it is written again and again as a run goes on.
-        unfinished = f"{path}.unfinished"
-        with open(unfinished, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.replace(unfinished, path)
+        # Again and again as a run goes on.
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def table(comparisons: list[Comparison]) -> str:

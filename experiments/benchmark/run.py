@@ -15,8 +15,8 @@ from experiments.benchmark import figure, scaling, sections
 from experiments.benchmark.ours import has_native_loops
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores
-from experiments.errors import RunError
-from experiments.whole_file import make_folder
+from experiments.errors import RunError, naming
+from experiments.whole_file import require_writable
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
@@ -42,6 +42,8 @@ def run(parts: Iterable[str], output: str) -> None:
         RunError: there is no such part, or the results can't be written there.
     """
     parts = tuple(parts)
+    if not parts:
+        raise RunError(f"--parts: expected some of {', '.join(PARTS)}, got none")
     for name in parts:
         if name not in PARTS:
             raise RunError(
@@ -73,7 +75,8 @@ def run_scaling(output: str) -> None:
 def _measure(
     parts: list[Callable[[], Iterator[Comparison]]], output: str, num_devices: int
 ) -> Report:
-    make_folder(output)
+    with naming("--output"):
+        require_writable(f"{output}.json", f"{output}.png")
     # Of a GPU's memory JAX would take most at once, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(num_devices)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,7 +54,8 @@ def load(
                 f"{TITLES[name]}: {reason}; with the four upstream files in a folder, "
                 f"--manual_dir=FOLDER needs no network"
             )
-        _prepare(builder, manual_dir)
+        _prepare(builder, manual_dir, lambda: _builder(name, data_dir).is_prepared())
+        builder = _builder(name, data_dir)
     return Dataset(
         name=name,
         train=_read(builder, "train", share),
@@ -95,14 +97,17 @@ def _builder(name: str, data_dir: str | None):
             f"{TITLES[name]} needs tensorflow-datasets and array_record (Linux only), "
             f"and they can't be imported here: {error}; --dataset=digits needs neither"
         ) from error
+    builder = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
     try:
-        builder = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
-        return builder(
-            data_dir=None if data_dir is None else os.path.expanduser(data_dir),
-            file_format="array_record",
-        )
+        return builder(data_dir=data_dir, file_format="array_record")
     except OSError as error:
         raise RunError(f"--data_dir: expected a usable folder, got {error}") from error
+    except Exception as error:  # Of protobuf, for a damaged dataset_info.json.
+        raise RunError(
+            f"--data_dir: the folder {builder.name} in {data_dir or 'its default'} "
+            f"can't be read ({type(error).__name__}: {error}); remove it to prepare it "
+            f"again"
+        ) from error
 
 
 def _default_manual_dir(builder) -> str:
@@ -112,7 +117,9 @@ def _default_manual_dir(builder) -> str:
     return str(folder / FASHION if builder.name.startswith(FASHION) else folder)
 
 
-def _prepare(builder, manual_dir: str | None) -> None:
+def _prepare(
+    builder, manual_dir: str | None, is_prepared_meanwhile: Callable[[], bool]
+) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import (
         NonMatchingChecksumError,
@@ -133,6 +140,8 @@ def _prepare(builder, manual_dir: str | None) -> None:
         message = str(error).partition("To debug")[0]
         raise RunError(f"damaged file: {message}") from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
+        if is_prepared_meanwhile():  # By another run, which was first.
+            return
         raise RunError(
             f"{builder.name} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"

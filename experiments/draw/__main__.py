@@ -6,9 +6,12 @@ Example: python -m experiments.draw --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
+from experiments.path_flags import define_path
 
-flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
-flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer(
+    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
+)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 flags.DEFINE_integer(
     "port", 8128, "Port to listen on; 0 takes a free one.", lower_bound=0,
@@ -20,10 +23,10 @@ flags.DEFINE_multi_string(
     "A name by which browsers may ask for the page, beside --host and this machine's "
     "own for itself (localhost, …); may be repeated.",
 )
-flags.DEFINE_string(
+define_path(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
 )
-flags.DEFINE_string("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
 flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
@@ -34,6 +37,9 @@ def main() -> None:
     from experiments import restored
     from experiments.draw import app, reader, server
 
+    app.require_host("--host", FLAGS.host)
+    for host in FLAGS.allow_host:
+        app.require_host("--allow_host", host)
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     reader.require_readable(classifier)  # Before a dataset is prepared for nothing.
     digits = reader.find_test_digits(classifier, FLAGS.data_dir, FLAGS.manual_dir)

@@ -1,6 +1,8 @@
 """The page's addresses, and who may ask for them."""
 
+import contextlib
 import io
+import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +12,7 @@ from flask import Flask, Response, abort, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from experiments.draw.reader import Reader
+from experiments.errors import RunError
 from experiments.images import ImageError
 
 MAX_BODY = 12 * 1024 * 1024
@@ -26,6 +29,18 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+
+
+def require_host(flag: str, host: str) -> None:
+    """Raises a RunError if it is no name and no address, or has a port."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return
+    if not host or _name_in(host) != host.lower():
+        raise RunError(
+            f"{flag}: expected a name or an address, without port or brackets, got "
+            f"{host!r}"
+        )
 
 
 def create_app(reader: Reader, hosts: list[str]) -> Flask:

@@ -54,6 +54,7 @@ class Reader:
         self._form = classifier.form
         self._data = data
         self._hardest_once = threading.Lock()
+        self._one_picture = threading.Lock()
         self._read(np.zeros((self._form.side, self._form.side), np.uint8))
 
     def about(self) -> dict[str, Any]:
@@ -79,7 +80,9 @@ class Reader:
         Raises:
             ImageError: there is none in it.
         """
-        return self._read(decode_digit(file, self._form, name))
+        with self._one_picture:  # The largest takes a gigabyte.
+            digit = decode_digit(file, self._form, name)
+        return self._read(digit)
 
     def read_test(self, index: int) -> dict[str, Any]:
         """Of a test digit.

@@ -6,11 +6,14 @@ Example: python -m experiments.drawings --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
+from experiments.path_flags import define_path
 
-flags.DEFINE_string("workdir", None, "Folder of a run of experiments.mnist (required).")
-flags.DEFINE_integer("step", None, "Which checkpoint (default: the newest).")
+define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+flags.DEFINE_integer(
+    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
+)
 flags.DEFINE_integer("hands", 2, "How many draw every shape.", lower_bound=1)
-flags.DEFINE_string("output", None, "A picture of those read wrongly (default: none).")
+define_path("output", None, "A picture of those read wrongly (default: none).")
 flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
@@ -20,15 +23,18 @@ def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
     from experiments.drawings import score
-    from experiments.whole_file import make_folder
+    from experiments.errors import naming
+    from experiments.whole_file import require_writable
 
     if FLAGS.output is not None:
-        make_folder(FLAGS.output)
+        with naming("--output"):
+            require_writable(FLAGS.output)
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     scored = score.score(classifier, FLAGS.hands)
     print(f"{classifier.description}\n{scored.text()}")
     if FLAGS.output is not None:
-        scored.save_mistakes(FLAGS.output)
+        with naming("--output"):
+            scored.save_mistakes(FLAGS.output)
         print(f"Picture: {FLAGS.output}")
 
 

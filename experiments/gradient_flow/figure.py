@@ -10,21 +10,25 @@ from experiments.pictures.png import save_png
 _SMALLEST, _LARGEST = 1e-20, 1e20
 
 
+def picture_paths(output: str) -> list[str]:
+    """Where `save_pictures` draws."""
+    return [f"{output}-{name}.png" for name in ("first-weights", "training", "pooling")]
+
+
 def save_pictures(results: dict[str, Any], output: str) -> list[str]:
     """Draws `output`-first-weights.png, -training.png and -pooling.png.
 
     Raises:
         RunError: they can't be written.
     """
-    figures = {
-        "first-weights": _first_weights(results["first_weights"]),
-        "training": _training(results["training"]),
-        "pooling": _pooling(results["pooling"]),
-    }
-    paths = []
-    for name, figure in figures.items():
-        paths.append(f"{output}-{name}.png")
-        save_png(figure, paths[-1])
+    figures = [
+        _first_weights(results["first_weights"]),
+        _training(results["training"]),
+        _pooling(results["pooling"]),
+    ]
+    paths = picture_paths(output)
+    for path, figure in zip(paths, figures, strict=True):
+        save_png(figure, path)
     return paths
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.errors import naming
 from experiments.gradient_flow import figure, measure, recall
 from experiments.gradient_flow.networks import (
     POOLED,
@@ -17,7 +18,7 @@ from experiments.gradient_flow.networks import (
     drawn,
 )
 from experiments.gradient_flow.report import table
-from experiments.whole_file import make_folder, write_whole
+from experiments.whole_file import require_writable, write_whole
 
 Flow = Callable[[Network, Any, jax.Array], np.ndarray]
 
@@ -40,7 +41,9 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
     Raises:
         RunError: they can't be written.
     """
-    make_folder(output)  # Before the minutes of work, not after them.
+    paths = [f"{output}.json", *figure.picture_paths(output)]
+    with naming("--output"):
+        require_writable(*paths)  # Before the minutes of work, not after them.
     x, _ = recall.examples(jax.random.key(seed), sizes.inputs, sizes.steps)
     results = {
         "jax": jax.__version__,
@@ -58,9 +61,10 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
         },
     }
     print(f"\n{table(results)}\n")
-    write_whole(f"{output}.json", (json.dumps(results) + "\n").encode())
-    pictures = figure.save_pictures(results, output)
-    print("\n".join([f"Results: {output}.json", *(f"Picture: {p}" for p in pictures)]))
+    with naming("--output"):
+        write_whole(paths[0], (json.dumps(results) + "\n").encode())
+        pictures = figure.save_pictures(results, output)
+    print("\n".join([f"Results: {paths[0]}", *(f"Picture: {p}" for p in pictures)]))
 
 
 def _first_weights(x: jax.Array, seed: int) -> dict[str, dict[str, list[float]]]:

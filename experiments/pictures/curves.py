@@ -1,6 +1,5 @@
 """Loss and accuracy over the epochs of a run, or of several."""
 
-import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,15 +54,15 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
 
 
 def _named_below(figure, lines):
-    """`lines` under letters, which the figure's lower edge explains."""
-    letters = dict(zip(lines, string.ascii_uppercase * len(lines), strict=False))
+    """`lines` under numbers, which the figure's lower edge explains."""
+    numbers = {name: f"run {number}" for number, name in enumerate(lines, 1)}
     figure.supxlabel(
-        "\n".join(f"{letter}  {name}" for name, letter in letters.items()),
+        "\n".join(f"{number}: {name}" for name, number in numbers.items()),
         fontsize="small",
         x=0.02,
         ha="left",
     )
-    return {letters[name]: line for name, line in lines.items()}
+    return {numbers[name]: line for name, line in lines.items()}
 
 
 def _draw(axes, lines, quantity, number):

@@ -1,10 +1,8 @@
 """Writing a figure: whole or not at all."""
 
-import contextlib
-import os
 from typing import TYPE_CHECKING
 
-from experiments.errors import RunError
+from experiments.whole_file import replacing
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: where something is drawn.
     from matplotlib.figure import Figure
@@ -18,12 +16,5 @@ def save_png(figure: "Figure", path: str) -> None:
     Raises:
         RunError: it can't be written.
     """
-    temporary = f"{path}.tmp"
-    try:
+    with replacing(path) as (temporary,):
         figure.savefig(temporary, dpi=_DPI, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"can't write the picture {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)

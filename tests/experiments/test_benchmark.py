@@ -147,6 +147,8 @@ def test_an_unknown_part_is_an_error_before_anything_runs(tmp_path):
     output = tmp_path / "folder" / "result"
     with pytest.raises(RunError, match=r"^--parts: expected some of .*grid.*'grids'"):
         run.run(["epoch", "grids"], str(output))
+    with pytest.raises(RunError, match=r"^--parts: expected some of .*got none"):
+        run.run([], str(output))
     assert not output.parent.exists()
 
 

@@ -3,10 +3,14 @@
 import os
 import shutil
 import subprocess
+import threading
 
 import pytest
 from commands import assert_one_line_error, assert_same_run, command, train
 
+from experiments.errors import RunError
+from experiments.lock import is_held, sole_use
+from experiments.restored import restore
 from flax_lstm import load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
@@ -110,15 +114,62 @@ def test_prediction_refuses_unless_told_a_step(workdir):
     assert "Restored: epoch 19, step 285" in done.stdout
 
 
-def test_no_sound_checkpoint_is_an_error_and_changes_nothing(workdir):
+def damage_all(workdir):
     for step in checkpoint_steps(workdir):
         flip_a_bit(payload(workdir, step))
+
+
+def take_manifests_away(workdir):
+    """As who copies the folders of the steps alone."""
+    for step in checkpoint_steps(workdir):
+        (workdir / f"{step}.sha256").unlink()
+
+
+def take_checkpoints_away(workdir):
+    for step in checkpoint_steps(workdir):
+        (workdir / f"{step}.sha256").unlink()
+        shutil.rmtree(workdir / str(step))
+
+
+def take_all_but_one_and_its_manifest_away(workdir):
+    *others, last = checkpoint_steps(workdir)
+    (workdir / f"{last}.sha256").unlink()
+    for step in others:
+        shutil.rmtree(workdir / str(step))
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        damage_all,
+        take_manifests_away,
+        take_checkpoints_away,
+        take_all_but_one_and_its_manifest_away,
+    ],
+)
+def test_no_sound_checkpoint_is_an_error_and_changes_nothing(lose, workdir):
+    lose(workdir)
     before = sorted(workdir.rglob("*"))
+    metrics = (workdir / "metrics.jsonl").read_bytes()
     done = command("mnist", "--dataset=digits", f"--workdir={workdir}", *FLAGS)
     assert_one_line_error(done, f"no checkpoint in {workdir} is sound")
     assert [p for p in sorted(workdir.rglob("*")) if p.name != ".lock"] == [
         p for p in before if p.name != ".lock"
     ]
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_save_under_way_is_waited_for(workdir):
+    manifest = workdir / f"{NEWEST}.sha256"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(RunError, match=rf"{NEWEST}.sha256 is missing"):
+        restore(str(workdir))
+    with sole_use(str(workdir)):
+        later = threading.Timer(0.5, lambda: manifest.write_bytes(content))
+        later.start()
+        assert restore(str(workdir)).step == NEWEST
+    assert not is_held(str(workdir))
 
 
 @pytest.mark.slow

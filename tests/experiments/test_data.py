@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.data import choose, digits, mnist
+from experiments.data import choose, digits, mnist, mnist_rows
 from experiments.data.idx import read_idx
 from experiments.errors import RunError
 
@@ -169,6 +169,37 @@ def test_fashion_mnist_from_its_upstream_files(tmp_path):
         np.testing.assert_array_equal(np.bincount(split.labels), [each] * 10)
     # Its pixels' mean, the 72.94 of 255 that is in wide use as 0.2860.
     assert data.train.images.mean() / data.white == pytest.approx(0.2860, abs=5e-5)
+
+
+@needs_array_record
+def test_two_runs_that_prepare_at_once(small_mnist, tmp_path, monkeypatch):
+    folder, arrays = small_mnist
+    data_dir = str(tmp_path / "data")
+    prepare = mnist_rows.MnistRows.download_and_prepare
+
+    def prepare_second(builder, **options):
+        other = mnist_rows.MnistRows(data_dir=data_dir, file_format="array_record")
+        prepare(other, **options)
+        prepare(builder, **options)  # Would be done again, and finds it there.
+        raise FileExistsError("Cannot rename, it is there")
+
+    monkeypatch.setattr(mnist_rows.MnistRows, "download_and_prepare", prepare_second)
+    data = mnist.load(data_dir, str(folder))
+    assert data.train.total == len(arrays["train", "labels-idx1"])
+
+
+@needs_array_record
+def test_a_damaged_description_is_named(small_mnist, tmp_path):
+    folder, _ = small_mnist
+    data_dir = tmp_path / "data"
+    mnist.load(str(data_dir), str(folder))
+    (description,) = data_dir.rglob("dataset_info.json")
+    description.write_text(description.read_text()[:300])
+    with pytest.raises(RunError, match=r"^--data_dir: the folder mnist_rows in .*data"):
+        mnist.load(str(data_dir), str(folder))
+    choice = choose.choose("auto", None, str(data_dir), str(folder))
+    assert choice.name == "digits"
+    assert "mnist_rows" in choice.reason
 
 
 @needs_array_record

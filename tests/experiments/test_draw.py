@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from commands import arguments, assert_one_line_error, command
 from PIL import Image, ImageDraw
 
 from experiments.data import digits
-from experiments.draw.app import MAX_BODY, create_app
+from experiments.draw.app import MAX_BODY, create_app, require_host
 from experiments.draw.reader import HARDEST, Reader
+from experiments.errors import RunError
 from experiments.restored import restore
 from flax_lstm import load_classifier
 
@@ -222,6 +225,40 @@ def test_only_own_names_are_answered(reader, host, ok):
 
 
 @pytest.mark.slow
+def test_one_picture_at_a_time_is_decoded(reader, monkeypatch):
+    """The largest that is taken needs a gigabyte for a moment."""
+    under_way, most = [], []
+
+    def decode(file, form, name):
+        under_way.append(name)
+        most.append(len(under_way))
+        time.sleep(0.05)
+        under_way.remove(name)
+        return np.zeros((form.side, form.side), np.uint8)
+
+    monkeypatch.setattr("experiments.draw.reader.decode_digit", decode)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: reader.read_picture(io.BytesIO(), name), "abcd"))
+    assert most == [1] * 4
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "Box.example", "localhost"])
+def test_names_and_addresses_to_listen_on(host):
+    require_host("--host", host)
+
+
+@pytest.mark.parametrize("host", ["", "box:80", "[::1]", "a/b", "http://box", "a b:"])
+def test_what_is_no_name_and_no_address_is_refused(host):
+    with pytest.raises(RunError, match=r"^--host: expected a name or an address"):
+        require_host("--host", host)
+
+
+@pytest.mark.parametrize("flag", ["--host", "--allow_host"])
+def test_the_command_asks_for_such_a_name(flag):
+    done = command("draw", "--workdir=none", f"{flag}=")
+    assert_one_line_error(done, f"{flag}: expected a name or an address")
+
+
 def test_the_server_as_a_process(trained):
     """On a free port of 127.0.0.1 alone; Ctrl-C ends it without a word."""
     flags = arguments("draw", f"--workdir={trained[0]}", "--port=0")

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -279,6 +280,36 @@ def test_pictures_are_taken_or_refused_in_words(open_page, tmp_path):
     page.set_input_files("#picture", tmp_path / "good.png")
     expect(page.locator("#sentence")).to_have_text(READ)
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_what_empties_the_sheet_ends_the_stroke_under_way(open_page):
+    page = open_page(**DESKTOP)
+    page.focus("#pad")
+    page.mouse.move(*place(page, (0.3, 0.3)))
+    page.mouse.down()
+    page.mouse.move(*place(page, (0.4, 0.4)))
+    page.keyboard.press("Delete")
+    page.mouse.move(*place(page, (0.6, 0.6)))  # An error would fail the test.
+    page.mouse.up()
+    assert_empty(page)
+
+
+def test_a_test_digit_that_comes_late_does_not_replace_a_drawing(open_page):
+    page = open_page(**DESKTOP)
+
+    def late(route):
+        time.sleep(0.5)
+        route.continue_()
+
+    page.route(re.compile("api/(read|test)"), late)
+    draw(page, [(0.1, 0.9), (0.9, 0.9)])  # Its reading is under way, when
+    page.click("#next")  # a digit is asked for, and
+    draw(page, zero())  # a stroke is drawn before it comes.
+    expect(page.locator("#sentence")).to_have_text(READ)
+    assert "Test digit" not in page.locator("#sentence").text_content()
+    page.wait_for_timeout(1500)
+    assert "Test digit" not in page.locator("#sentence").text_content()
+    assert painted(page, "#pad") > 1
 
 
 def test_a_server_that_is_gone_is_said(open_page):

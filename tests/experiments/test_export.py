@@ -131,12 +131,19 @@ def test_the_order_of_the_pixels_is_inside(sequence):
 
 def test_an_output_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "folder").mkdir()
-    for output in ("none/classifier", "folder"):
+    (tmp_path / "old.json").mkdir()
+    (tmp_path / "old").write_text("old")
+    for output, message in (
+        ("none/classifier", f"can't write {tmp_path}/none/classifier and "),
+        ("folder", "expected the path of a file, old or new, got "),
+        ("old", "expected the path of a file, old or new, got "),
+    ):
         done = command(
             "export", f"--workdir={trained[0]}", f"--output={tmp_path}/{output}"
         )
-        assert_one_line_error(done, f"--output: can't write {tmp_path}/{output}: ")
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+        assert_one_line_error(done, f"--output: {message}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "old", "old.json"]
+    assert (tmp_path / "old").read_text() == "old"
 
 
 def test_a_workdir_without_a_checkpoint(tmp_path):

@@ -7,10 +7,12 @@ import pytest
 from commands import assert_one_line_error, command
 from PIL import Image
 
+from experiments import metrics
 from experiments.answers import Answers, answer_all
 from experiments.data import digits
 from experiments.errors import RunError
 from experiments.model_input import ModelInput
+from experiments.pictures import curves
 from experiments.pictures.confusion import counts_of, save_confusion
 from experiments.pictures.curves import save_curves
 from experiments.pictures.gates import units_by_peak
@@ -116,9 +118,34 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
     done = command("compare", *flags)
     assert done.returncode == 0, done.stderr
     assert min(size_of(path)) > 300
-    assert_one_line_error(command("compare", *flags, "--names=one"), "--names: ")
+    for names in ("one", "one,two,two", "one,one"):
+        done = command("compare", *flags, f"--names={names}")
+        assert_one_line_error(done, "--names: expected 2 different ones")
+    assert_one_line_error(command("compare", "--workdirs="), "--workdirs: expected at")
+    done = command("compare", flags[0], f"--output={tmp_path}/none/comparison.png")
+    assert_one_line_error(done, "--output: can't write")
     done = command("compare", f"--workdirs={workdir},{tmp_path}")
     assert_one_line_error(done, f"of at least one epoch, got {tmp_path}")
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"epoch": 1}', b"[1]", b"{"])
+def test_what_is_no_row_of_metrics_is_none(line, tmp_path):
+    (tmp_path / metrics.FILE_NAME).write_bytes(line + b"\n")
+    assert metrics.rows(str(tmp_path)) == []
+
+
+def test_many_runs_with_long_names_stay_apart(tmp_path, monkeypatch):
+    row = {"epoch": 1}
+    for split in ("train", "test"):
+        row |= {f"{split}_loss": 0.5, f"{split}_accuracy": 0.5, f"{split}_examples": 2}
+    drawn = []
+    monkeypatch.setattr(curves, "save_png", lambda figure, path: drawn.append(figure))
+    names = [f"a folder of a run, number {number}" for number in range(30)]
+    curves.save_comparison({name: [row] for name in names}, "")
+    for axes in drawn[0].axes:
+        labels = {text.get_text() for text in axes.get_legend().get_texts()}
+        assert len(labels) == len(axes.lines) == 30
+    assert all(name in drawn[0].get_supxlabel() for name in names)
 
 
 def test_units_are_sorted_by_the_row_of_their_peak():
@@ -135,7 +162,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
-    with pytest.raises(RunError, match=r"can't write the picture .*curves.png"):
+    with pytest.raises(RunError, match=r"can't write .*curves.png: No space"):
         save_png(Broken(), str(path))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]

@@ -142,6 +142,19 @@ def test_one_that_never_comes(tmp_path):
     assert "is gone or never came" in errors
 
 
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_folder_that_not_all_see_is_refused(continued, one_process, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    if continued:
+        shutil.copytree(one_process, first)
+    of_second = [f"--workdir={second}"]
+    for status, _, errors in finish(start(2, first, *FLAGS, of_second=of_second)):
+        assert status == 1, errors
+        assert "--workdir: expected one folder that all processes see" in errors
+    assert not list(second.glob("[!.]*"))
+    assert not list(tmp_path.glob("*/.seen*"))
+
+
 def test_different_flags_are_refused(tmp_path):
     for status, _, errors in finish(start(2, tmp_path, of_second=["--seed=1"])):
         assert status == 1, errors

@@ -1,6 +1,7 @@
 """The commands, as processes of their own, on the embedded digits."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -128,7 +129,8 @@ def test_run_again_only_tests_again(trained):
 def test_fewer_epochs_than_it_has_change_nothing_and_it_says_so(trained):
     workdir, output = trained
     again = train(workdir, "--num_epochs=5", "--dropout=0.1")
-    assert "Trained already: 20 epochs, more than the 5 of --num_epochs" in again
+    expected = "Trained already: epoch 20, step 300, more than the 5 epochs of --num_ep"
+    assert expected in again
     assert again.endswith(output[output.index("Final test") :])
 
 
@@ -161,7 +163,7 @@ def test_predict_in_a_process_of_its_own(trained, tmp_path):
     # An answer that was found is told, also where its picture has no place.
     nowhere = tmp_path / "no" / "out.png"
     done = command("predict", f"--workdir={workdir}", f"--output={nowhere}")
-    message = f"--output: can't write the picture {nowhere}: No such file or directory"
+    message = f"--output: can't write {nowhere}: No such file or directory"
     assert_one_line_error(done, message)
     assert "Prediction: " in done.stdout
 
@@ -227,11 +229,49 @@ def test_unwritable_workdir(tmp_path):
 @pytest.mark.parametrize("module", ["benchmark", "drawings", "gradient_flow"])
 def test_unwritable_output_before_the_work(module, tmp_path):
     (tmp_path / "file").write_text("")
+    for name in ("result", "result.json"):
+        (tmp_path / name).mkdir()
     of_drawings = ["--workdir=none"] if module == "drawings" else []
-    for folder in (f"{tmp_path}/file", "/proc"):
-        done = command(module, f"--output={folder}/result", *of_drawings)
-        assert_one_line_error(done, "--output: expected a path in a writable folder")
+    for output, expected in (
+        (f"{tmp_path}/file/result", "--output: expected a path in a writable folder"),
+        ("/proc/result", "--output: expected a path in a writable folder"),
+        (f"{tmp_path}/result", "--output: expected the path of a file"),
+    ):
+        done = command(module, f"--output={output}", *of_drawings)
+        assert_one_line_error(done, expected)
         assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("mnist", ["--dropout=nan"], "dropout"),
+        ("mnist", ["--num_processes=4", "--process_index=2"], "coordinator_address"),
+        (
+            "mnist",
+            ["--coordinator_address=auto", "--process_index=2"],
+            "coordinator_address",
+        ),
+        ("predict", ["--workdir=none", "--step=-1"], "step"),
+    ],
+)
+def test_a_flags_value_that_cannot_be_meant_is_refused_at_once(module, flags, message):
+    done = command(module, *flags)
+    assert_one_line_error(done, message, status=2)
+    assert not done.stdout
+
+
+def test_an_address_without_a_port():
+    flags = ("--coordinator_address=localhost", "--num_processes=1")
+    done = command("mnist", *flags, "--process_index=0")
+    assert_one_line_error(done, "--coordinator_address: expected host:port")
+
+
+def test_a_path_may_begin_with_the_home_directory(tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    for module, flag in (("predict", "--workdir"), ("compare", "--workdirs")):
+        done = command(module, f"{flag}=~/none", env=home)
+        assert_one_line_error(done, f"got {tmp_path}/none")
 
 
 def test_no_checkpoint_to_predict_with(tmp_path):

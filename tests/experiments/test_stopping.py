@@ -4,7 +4,9 @@ import ctypes
 import functools
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +25,13 @@ from commands import (
 
 from experiments.data.idx import read_idx
 from experiments.lock import sole_use
+from experiments.stopping import StopRequest
 
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
-# Batches of 3 make an epoch long enough to be stopped inside it.
-LONG = ("--num_epochs=6", "--dropout=0.1", "--batch_size=3")
-LONG_BEST = ("--recipe=best", "--num_epochs=6", "--batch_size=3")
+# Long epochs, so that a run can be stopped inside one.
+WIDE = ("--batch_size=1", "--hidden_size=256")
+LONG = ("--num_epochs=4", "--dropout=0.1", *WIDE)
+LONG_BEST = ("--recipe=best", "--num_epochs=4", *WIDE)
 
 
 def start(workdir, *flags, **options):
@@ -73,20 +77,62 @@ def uninterrupted(tmp_path_factory):
 def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     uninterrupted, tmp_path, flags, number
 ):
-    process = start(tmp_path, *flags)
-    wait_for_rows(tmp_path, 2, process)
+    workdir = tmp_path / "run"
+    process = start(workdir, *flags)
+    wait_for_rows(workdir, 1, process)
     time.sleep(0.2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
     noted, ended = errors.splitlines()
     assert noted.startswith("stopping after the steps under way")
-    assert f"stopped by {number.name}; saved " in ended
-    assert len(rows_of(tmp_path)) < 6
-    output = train(tmp_path, *flags)
-    if "of epoch" in ended:
-        assert "steps on, step" in output
-    assert_same_run(tmp_path, uninterrupted(flags))
+    assert re.search(rf"stopped by {number.name}; saved at step \d+ of epoch 2", ended)
+    assert len(rows_of(workdir)) == 1
+    if flags == LONG:  # A schedule's step sizes belong to one number of epochs.
+        copy = shutil.copytree(workdir, tmp_path / "copy")
+        tested = train(copy, *flags[1:], "--num_epochs=1")
+        assert re.search(
+            r"Trained already: epoch 1, \d+ steps on, .* than the 1", tested
+        )
+    assert re.search(r"Restored: epoch 1, \d+ steps on, step", train(workdir, *flags))
+    assert_same_run(workdir, uninterrupted(flags))
+
+
+def test_a_signal_when_all_is_trained_ends_the_run_too(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    code = """if True:
+        import os, signal
+        from experiments import command_line, mnist, run
+
+        def stop(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        run._train = stop
+        command_line.run(mnist.main)
+    """
+    flags = ["--dataset=digits", f"--workdir={workdir}", *FLAGS]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped by SIGTERM; all is trained; the same command tests" in done.stderr
+    assert "Final test" not in done.stdout
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.number == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.by is signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ let row = 0; // Rows shown as read.
 let layer = 0;
 let timer = 0;
 let latest = 0; // Number of the newest request; answers to older ones are dropped.
+let changes = 0; // Of the drawing, which no digit that was asked for before may replace.
 
 // --- Asking the server -----------------------------------------------------------
 
@@ -33,9 +34,10 @@ async function ask(path, options) {
 // Shows what `path` answers, unless something newer was asked for meanwhile.
 async function read(path, options, { sweep, onPad }) {
   const number = ++latest;
+  const before = changes;
   try {
     const answer = await ask(path, options);
-    if (number !== latest) return;
+    if (number !== latest || (onPad && changes !== before)) return;
     if (onPad) pad.showImage(answer.image, about.side);
     show(answer, sweep);
   } catch (error) {
@@ -61,6 +63,7 @@ let waiting = null;
 
 // One request at a time, and then the newest drawing.
 async function readDrawing(finished) {
+  changes++;
   waiting = { finished };
   if (busy) return;
   busy = true;

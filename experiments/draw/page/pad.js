@@ -179,8 +179,9 @@ export class Pad {
     this.#update(!this.#down);
   }
 
+  // Ends a stroke under way, by keys or pointer; what moves on then draws nothing.
   #lift() {
     if (this.#down) this.#status.textContent = "Pen up";
-    this.#down = false;
+    this.#down = this.#drawing = false;
   }
 }

@@ -1,0 +1,36 @@
+"""Flags with paths, in which a leading `~` is the home directory.
+
+A shell replaces it at the beginning of a word only, not behind `--workdir=`.
+"""
+
+import os
+
+from absl import flags
+
+flags.disclaim_key_flags()  # They belong to the module that calls.
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+class _PathsParser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
+def define_path(name: str, default: str | None, help: str) -> None:
+    """Defines a flag with a path."""
+    flags.DEFINE(
+        _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
+    )
+
+
+def define_paths(name: str, default: list[str] | None, help: str) -> None:
+    """Defines a flag with several, with commas between them."""
+    flags.DEFINE(
+        _PathsParser(), name, default, help, serializer=flags.CsvListSerializer(",")
+    )

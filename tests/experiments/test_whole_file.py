@@ -1,0 +1,41 @@
+"""Files are written whole or not at all, and only where there is a file or nothing."""
+
+import os
+
+import pytest
+
+from experiments.errors import RunError
+from experiments.whole_file import replacing, require_writable, write_whole
+
+
+def write_all(paths, fails):
+    with replacing(*map(str, paths)) as temporaries:
+        for temporary in temporaries:
+            with open(temporary, "wb") as file:
+                file.write(b"new")
+        if fails:
+            raise OSError(28, "No space left on device")
+
+
+def test_all_of_them_or_none(tmp_path):
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path in paths:
+        path.write_bytes(b"old")
+    with pytest.raises(RunError, match=r"^can't write .*one and .*two: No space"):
+        write_all(paths, fails=True)
+    assert [path.read_bytes() for path in paths] == [b"old", b"old"]
+    write_all(paths, fails=False)
+    assert [path.read_bytes() for path in paths] == [b"new", b"new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "fifo"])
+def test_what_is_no_file_is_not_replaced(make, tmp_path):
+    path = str(tmp_path / "there")
+    make(path)
+    before = os.stat(path)
+    for write in (lambda: write_whole(path, b"new"), lambda: require_writable(path)):
+        with pytest.raises(RunError, match=r"expected the path of a file.*there$"):
+            write()
+    assert os.path.samestat(before, os.stat(path))
+    assert os.listdir(tmp_path) == ["there"]
