@@ -80,7 +80,9 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     workdir = tmp_path / "run"
     process = start(workdir, *flags)
     wait_for_rows(workdir, 1, process)
-    time.sleep(0.2)
+    while not list(workdir.glob("*.sha256")):  # Until that epoch is saved.
+        time.sleep(0.02)
+    time.sleep(0.3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
