@@ -133,11 +133,12 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
     except DamagedCheckpointError as error:
         raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
-        for argument, flag in (("step: ", "--step: "), ("path: ", "--workdir: ")):
-            if str(error).startswith(argument):
-                message = str(error).removeprefix(argument)
-                raise _OfASave(f"{flag}{message}") from error
-        # Orbax's own, of a folder that was there when it looked.
+        argument, _, message = str(error).partition(": ")
+        if argument == "path":
+            raise RunError(f"--workdir: {message}") from error
+        if argument == "step" and step is not None:
+            raise RunError(f"--step: {message}") from error
+        # Of a folder that was there when it was looked for.
         raise _OfASave(f"--workdir: {workdir} can't be read: {error}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
