@@ -52,6 +52,26 @@ class Report:
     def add(self, comparison: Comparison) -> None:
         self.comparisons.append(comparison)
 
+    @staticmethod
+    def read(path: str) -> "Report":
+        """What `write` wrote."""
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        comparisons = []
+        for row in content["comparisons"]:
+            pairs = (tuple(pair.split(" / ", 1)) for pair in row["ratios"])
+            timings = {
+                k: Timing(tuple(v["samples"])) for k, v in row["timings"].items()
+            }
+            read = {**row, "ratios": tuple(pairs), "timings": timings}
+            comparisons.append(Comparison(**read))
+        return Report(content["environment"], comparisons)
+
+    def find(self, section: str, work: str) -> Comparison | None:
+        """The comparison of that work, or None if it was not made."""
+        found = [c for c in self.of_section(section) if c.work == work]
+        return found[0] if found else None
+
     def of_section(self, section: str) -> list[Comparison]:
         return [c for c in self.comparisons if c.section == section]
 

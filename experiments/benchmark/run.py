@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 
 from experiments.allocator import keep_freed_memory
-from experiments.benchmark import figure, scaling, sections
+from experiments.benchmark import figure, scaling, sections, summary
 from experiments.benchmark.ours import has_native_loops
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.devices import claim_cores
@@ -96,6 +96,8 @@ def _measure(
         for section in dict.fromkeys(c.section for c in found):
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
+    for summed_up in summary.tables(report):
+        print(f"\n{summed_up}")
     print(f"\nResults: {output}.json ({report.environment['minutes']} min)")
     return report
 

@@ -54,15 +54,24 @@ GRID = [
     Sizes(batch, 28, 28, hidden) for hidden in (32, 128, 512) for batch in (1, 32, 256)
 ] + [Sizes(batch, 784, 1, hidden) for hidden in (32, 128) for batch in (1, 32)]
 _PIXELS = Sizes(32, 784, 1, 128)
-_INFERENCE_BATCHES = (1, 100, 1000)
+INFERENCE_BATCHES = (1, 100, 1000)
+GRID_KINDS = ("training", "inference")
+
+# What `Comparison.section` says.
+TRAINING, INFERENCE = "training step", "inference"
+TRAINING_ALONE = "training step, a process each"
+TRAINING_ONE_CORE = "training step, a process and one core each"
+INFERENCE_ALONE = "inference, a process each"
+EPOCH = "epoch and test pass, a process each"
+EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
     names = (CHUNK, CUDNN, KERNEL, FLAX, TORCH)
-    yield _alone("training step, a process each", names, "training", NOTES, seconds)
+    yield _alone(TRAINING_ALONE, names, "training", NOTES, seconds)
     names = (ALL, CUDNN, KERNEL, FLAX, TORCH)
-    for batch in _INFERENCE_BATCHES[:2]:
+    for batch in INFERENCE_BATCHES[:2]:
         yield _inference_alone(names, batch, seconds)
 
 
@@ -74,27 +83,29 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     their users run them, and once more with their memory kept.
     """
     names = (CHUNK, ALL, ONE, FUSED, CUDNN, KERNEL, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
-    section = "training step, a process each"
-    yield _alone(section, names, "training", NOTES, seconds)
-    for batch in _INFERENCE_BATCHES:
+    yield _alone(TRAINING_ALONE, names, "training", NOTES, seconds)
+    for batch in INFERENCE_BATCHES:
         yield _inference_alone(names[1:], batch, seconds)
     if can_pin() and not contenders.is_on_gpu():
-        section = "training step, a process and one core each"
         with on_one_core():
-            yield _alone(section, names[1:], "training", NOTES, seconds)
+            yield _alone(TRAINING_ONE_CORE, names[1:], "training", NOTES, seconds)
 
 
 def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Comparison:
     sizes = NOTES._replace(batch=batch)
-    return _alone("inference, a process each", names, "inference", sizes, seconds)
+    return _alone(INFERENCE_ALONE, names, "inference", sizes, seconds)
 
 
 def grid(seconds: float) -> Iterator[Comparison]:
     """Training and inference over sizes from small to large and long."""
     names = (ALL, ONE, FUSED, CUDNN, KERNEL, FLAX, FLAX_KEPT, TORCH, TORCH_KEPT)
-    for kind in ("training", "inference"):
+    for kind in GRID_KINDS:
         for sizes in GRID:
-            yield _alone(f"grid, {kind}, a process each", names, kind, sizes, seconds)
+            yield _alone(grid_section(kind), names, kind, sizes, seconds)
+
+
+def grid_section(kind: str) -> str:
+    return f"grid, {kind}, a process each"
 
 
 def _alone(
@@ -130,11 +141,11 @@ def training_and_inference(seconds: float) -> Iterator[Comparison]:
         entries[TORCH_COMPILED] = contenders.torch_compiled()
     ratios = (*RATIOS, (SCAN, FLAX))
     with_chunks = {CHUNK: contenders.in_chunks()} | entries
-    section, first = "training step", ((CHUNK, TORCH), (CHUNK, FLAX))
-    yield _here(section, with_chunks, "training", NOTES, seconds, (*first, *ratios))
-    for batch in _INFERENCE_BATCHES:
+    first = ((CHUNK, TORCH), (CHUNK, FLAX))
+    yield _here(TRAINING, with_chunks, "training", NOTES, seconds, (*first, *ratios))
+    for batch in INFERENCE_BATCHES:
         sizes = NOTES._replace(batch=batch)
-        yield _here("inference", entries, "inference", sizes, seconds, ratios)
+        yield _here(INFERENCE, entries, "inference", sizes, seconds, ratios)
 
 
 def growth(seconds: float) -> Iterator[Comparison]:
@@ -201,8 +212,8 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
         if contenders.has_torch():
             works[TORCH] = stack.enter_context(working(_epoch_of_torch, usable_cores()))
         yield compare(
-            "epoch and test pass, a process each",
-            f"60,000 + 10,000 rows, {NOTES}",
+            EPOCH,
+            EPOCH_WORK,
             works,
             ratios=((ALL, TORCH), *_ON_GPU),
             rounds=rounds,

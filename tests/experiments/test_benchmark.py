@@ -2,13 +2,23 @@
 
 import json
 import os
+import pathlib
 import time
 
 import compiled_loops
 import jax
 import pytest
 
-from experiments.benchmark import child, contenders, figure, importing, memory, run
+from experiments.benchmark import (
+    child,
+    contenders,
+    figure,
+    importing,
+    memory,
+    run,
+    sections,
+    summary,
+)
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
@@ -18,6 +28,7 @@ from experiments.devices import replicated
 from experiments.errors import RunError
 from flax_lstm.native.cores import usable_cores
 
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
 
 
@@ -126,6 +137,36 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     (row,) = content["comparisons"]
     assert row["ratios"] == {"ours / torch": 0.5, "ours / torch.compile": None}
     assert row["timings"]["ours"] == {"samples": [0.001, 0.001, 0.002]}
+    assert Report.read(str(tmp_path / "result.json")) == report
+
+
+def test_the_texts_have_the_tables_of_the_results():
+    results = ROOT / "experiments" / "results" / "benchmark-2-cores.json"
+    report = Report.read(str(results))
+    text = (ROOT / "experiments" / "BENCHMARK.md").read_text()
+    tables = summary.tables(report)
+    assert len(tables) == 3
+    for part in tables:
+        assert part in text
+    assert summary.short_table(report) in (ROOT / "README.md").read_text()
+
+
+def test_a_summary_leaves_out_what_was_not_measured():
+    report = Report({})
+    assert summary.tables(report) == []
+    timings = {
+        "ours": Timing((0.001, 0.001, 0.002)),
+        "torch": Timing((0.002, 0.004, 0.004)),
+    }
+    section, work = sections.grid_section("training"), str(sections.GRID[0])
+    values = {"ours": 1.0, "torch": 4.0}
+    report.add(Comparison(section, work, "ms", values, timings=timings))
+    (grid,) = summary.tables(report)
+    assert grid.splitlines() == [
+        "| grid, a process each, ratios | training: / torch |",
+        "| --- | --- |",
+        "| B 1, T 28, H 32 | 0.50 |",
+    ]
 
 
 def test_what_was_found_is_kept_when_a_part_ends_the_run(tmp_path, monkeypatch):
