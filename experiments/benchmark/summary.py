@@ -135,7 +135,7 @@ def _rows_table(
     lines = []
     for row in rows:
         comparison = report.find(row.section, row.work)
-        if comparison is not None:
+        if comparison is not None and row.ours in comparison.values:
             cells = [cell(comparison, row.ours) for _, cell in columns]
             lines.append([row.label, *cells])
     return _table([title, *(heading for heading, _ in columns)], lines)

@@ -22,7 +22,7 @@ from experiments.benchmark import (
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
-from experiments.benchmark.sizes import Sizes
+from experiments.benchmark.sizes import NOTES, Sizes
 from experiments.benchmark.timing import Timing, calls_of, in_turn
 from experiments.devices import replicated
 from experiments.errors import RunError
@@ -158,8 +158,16 @@ def test_a_summary_leaves_out_what_was_not_measured():
         "ours": Timing((0.001, 0.001, 0.002)),
         "torch": Timing((0.002, 0.004, 0.004)),
     }
-    section, work = sections.grid_section("training"), str(sections.GRID[0])
     values = {"ours": 1.0, "torch": 4.0}
+    # Not ten steps a call, which is another row.
+    section, work = sections.TRAINING_ALONE, str(NOTES)
+    alone = Report({}, [Comparison(section, work, "ms", values, timings=timings)])
+    assert summary.short_table(alone).splitlines() == [
+        "| a process each, ms | ours | torch | ratio |",
+        "| --- | --- | --- | --- |",
+        "| training step, one a call | 1 | 4 | 0.50 |",
+    ]
+    section, work = sections.grid_section("training"), str(sections.GRID[0])
     report.add(Comparison(section, work, "ms", values, timings=timings))
     (grid,) = summary.tables(report)
     assert grid.splitlines() == [
