@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from experiments.data import choose
 from experiments.model_input import ModelInput
 from experiments.restored import RestoredClassifier
-from experiments.whole_file import replacing
+from experiments.whole_file import write_whole
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -33,11 +33,7 @@ class Artifact:
             RunError: one of them can't be written; what was there is left alone.
         """
         described = json.dumps(self.description, indent=2) + "\n"
-        contents = (self.content, described.encode())
-        with replacing(path, f"{path}.json") as temporaries:
-            for temporary, content in zip(temporaries, contents, strict=True):
-                with open(temporary, "wb") as file:
-                    file.write(content)
+        write_whole({path: self.content, f"{path}.json": described.encode()})
 
 
 def export_classifier(classifier: RestoredClassifier) -> Artifact:

@@ -37,8 +37,7 @@ def main() -> None:
         )
     runs = {}
     for name, folder in zip(names, folders, strict=True):
-        with naming("--workdirs"):
-            runs[name] = metrics.rows(folder)
+        runs[name] = metrics.rows(folder)
         if not runs[name]:
             raise RunError(
                 f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "

@@ -17,7 +17,7 @@ def rows(workdir: str) -> list[dict[str, Any]]:
     """Of the finished epochs, the first one first; [] if there are none."""
     path = os.path.join(workdir, FILE_NAME)
     sound: list[dict[str, Any]] = []
-    if os.path.exists(path):
+    if os.path.isfile(path):
         with open(path, "rb") as file:
             for line in file:
                 row = _row(line)

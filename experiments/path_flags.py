@@ -11,8 +11,6 @@ flags.disclaim_key_flags()  # They belong to the module that calls.
 
 
 class _PathParser(flags.ArgumentParser[str]):
-    syntactic_help = "a path"
-
     def parse(self, argument: str) -> str:
         return os.path.expanduser(argument)
 

@@ -51,14 +51,14 @@ def join(
     Raises:
         RunError: nothing was found out, or process 0 was not.
     """
-    _silence_cpp()
-    _report_abort()
     detects = coordinator_address == AUTO
     if not detects and not _ADDRESS.fullmatch(coordinator_address):
         raise RunError(
             f"--coordinator_address: expected host:port of process 0, or {AUTO}, got "
             f"{coordinator_address!r}"
         )
+    _silence_cpp()
+    _report_abort()
     try:
         jax.distributed.initialize(
             None if detects else coordinator_address,

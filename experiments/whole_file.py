@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from experiments.errors import RunError
 
@@ -36,10 +36,16 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
                 os.remove(temporary)
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """Raises a RunError if it can't be written; what was there is left alone then."""
-    with replacing(path) as (temporary,), open(temporary, "wb") as file:
-        file.write(content)
+def write_whole(contents: Mapping[str, bytes]) -> None:
+    """Writes each content to its path, or none of them.
+
+    Raises:
+        RunError: one can't be written; what was there is left alone.
+    """
+    with replacing(*contents) as temporaries:
+        for temporary, content in zip(temporaries, contents.values(), strict=True):
+            with open(temporary, "wb") as file:
+                file.write(content)
 
 
 def require_writable(*paths: str) -> None:

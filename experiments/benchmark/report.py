@@ -91,7 +91,7 @@ class Report:
             "comparisons": comparisons,
         }
         # Again and again as a run goes on.
-        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole({path: (json.dumps(content, indent=1) + "\n").encode()})
 
 
 def table(comparisons: list[Comparison]) -> str:

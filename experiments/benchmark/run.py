@@ -50,6 +50,8 @@ def run(parts: Iterable[str], output: str) -> None:
                 f"--parts: expected some of {', '.join(PARTS)}, got {name!r}"
             )
     report = _measure([PARTS[name] for name in parts], output, usable_cores())
+    for summed_up in summary.tables(report):
+        print(f"\n{summed_up}")
     if "growth" in parts:
         figure.save_growth(
             {
@@ -96,8 +98,6 @@ def _measure(
         for section in dict.fromkeys(c.section for c in found):
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)
-    for summed_up in summary.tables(report):
-        print(f"\n{summed_up}")
     print(f"\nResults: {output}.json ({report.environment['minutes']} min)")
     return report
 

@@ -67,12 +67,16 @@ _ON_GPU: list[_Column] = [
     ("by the kernel / torch", _ratio(TORCH, KERNEL)),
 ]
 
-_SHORT: list[_Column] = [
+_OURS_AND_TORCH: list[_Column] = [
     ("ours", _time()),
     ("torch", _time(TORCH)),
     ("ratio", _ratio(TORCH)),
-    ("Flax's RNN", _time(FLAX)),
-    ("ratio", _ratio(FLAX)),
+]
+_FLAX: list[_Column] = [("Flax's RNN", _time(FLAX)), ("ratio", _ratio(FLAX))]
+
+_SHORT: list[_Column] = [
+    *_OURS_AND_TORCH,
+    *_FLAX,
     ("torch, memory kept", _time(TORCH_KEPT)),
     ("ratio", _ratio(TORCH_KEPT)),
 ]
@@ -90,13 +94,10 @@ _ALONE_ROWS = [
     _Row("epoch of 60,000 with test pass, s", sections.EPOCH, sections.EPOCH_WORK),
 ]
 _TOGETHER: list[_Column] = [
-    ("ours", _time()),
-    ("torch", _time(TORCH)),
-    ("ratio", _ratio(TORCH)),
+    *_OURS_AND_TORCH,
     ("torch.compile", _time(TORCH_COMPILED)),
     ("ratio", _ratio(TORCH_COMPILED)),
-    ("Flax's RNN", _time(FLAX)),
-    ("ratio", _ratio(FLAX)),
+    *_FLAX,
     ("fused / torch", _ratio(TORCH, FUSED)),
     *_ON_GPU,
 ]

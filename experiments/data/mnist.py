@@ -4,7 +4,6 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
 
 import numpy as np
 
@@ -54,8 +53,12 @@ def load(
                 f"{TITLES[name]}: {reason}; with the four upstream files in a folder, "
                 f"--manual_dir=FOLDER needs no network"
             )
-        _prepare(builder, manual_dir, lambda: _builder(name, data_dir).is_prepared())
-        builder = _builder(name, data_dir)
+        try:
+            _prepare(builder, manual_dir)
+        except RunError:
+            builder = _builder(name, data_dir)
+            if not builder.is_prepared():  # By another run, which was first.
+                raise
     return Dataset(
         name=name,
         train=_read(builder, "train", share),
@@ -117,9 +120,7 @@ def _default_manual_dir(builder) -> str:
     return str(folder / FASHION if builder.name.startswith(FASHION) else folder)
 
 
-def _prepare(
-    builder, manual_dir: str | None, is_prepared_meanwhile: Callable[[], bool]
-) -> None:
+def _prepare(builder, manual_dir: str | None) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import (
         NonMatchingChecksumError,
@@ -140,8 +141,6 @@ def _prepare(
         message = str(error).partition("To debug")[0]
         raise RunError(f"damaged file: {message}") from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
-        if is_prepared_meanwhile():  # By another run, which was first.
-            return
         raise RunError(
             f"{builder.name} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"

@@ -62,7 +62,7 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
     }
     print(f"\n{table(results)}\n")
     with naming("--output"):
-        write_whole(paths[0], (json.dumps(results) + "\n").encode())
+        write_whole({paths[0]: (json.dumps(results) + "\n").encode()})
         pictures = figure.save_pictures(results, output)
     print("\n".join([f"Results: {paths[0]}", *(f"Picture: {p}" for p in pictures)]))
 

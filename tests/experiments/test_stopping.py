@@ -44,12 +44,21 @@ def start(workdir, *flags, **options):
     )
 
 
-def wait_for_rows(workdir, count, process):
+def wait_until(is_so, process):
     while process.poll() is None:
-        if (workdir / "metrics.jsonl").exists() and len(rows_of(workdir)) >= count:
+        if is_so():
             return
         time.sleep(0.02)
     raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
+
+
+def wait_for_rows(workdir, count, process):
+    path = workdir / "metrics.jsonl"
+    wait_until(lambda: path.exists() and len(rows_of(workdir)) >= count, process)
+
+
+def wait_for_a_checkpoint(workdir, process):
+    wait_until(lambda: list(workdir.glob("*.sha256")), process)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +88,7 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
 ):
     workdir = tmp_path / "run"
     process = start(workdir, *flags)
-    wait_for_rows(workdir, 1, process)
-    while not list(workdir.glob("*.sha256")):  # Until that epoch is saved.
-        time.sleep(0.02)
+    wait_for_a_checkpoint(workdir, process)
     time.sleep(0.3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)

@@ -34,7 +34,7 @@ def test_what_is_no_file_is_not_replaced(make, tmp_path):
     path = str(tmp_path / "there")
     make(path)
     before = os.stat(path)
-    for write in (lambda: write_whole(path, b"new"), lambda: require_writable(path)):
+    for write in (lambda: write_whole({path: b"new"}), lambda: require_writable(path)):
         with pytest.raises(RunError, match=r"expected the path of a file.*there$"):
             write()
     assert os.path.samestat(before, os.stat(path))
