@@ -367,11 +367,11 @@ struct Backward : Layer {
       for (int n = 0; n < kGates; ++n) acc[r][n] = load(sums + r * kPanel + n * kLanes);
     }
     for (int64_t k = 0; k < count; ++k, in += kRows, panel += kPanel) {
-      Vector row[kGates];
-      for (int n = 0; n < kGates; ++n) row[n] = load(panel + n * kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const Vector factor = splat(in[r]);
-        for (int n = 0; n < kGates; ++n) acc[r][n] += factor * row[n];
+      Vector factors[kRows];
+      for (int r = 0; r < kRows; ++r) factors[r] = splat(in[r]);
+      for (int n = 0; n < kGates; ++n) {
+        const Vector row = load(panel + n * kLanes);
+        for (int r = 0; r < kRows; ++r) acc[r][n] += factors[r] * row;
       }
     }
     for (int r = 0; r < kRows; ++r) {
