@@ -101,13 +101,21 @@ template <int R, int N>
 FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
                                    const float* const (&rows)[R],
                                    const float* panel, int64_t count) {
+  // What is not read elsewhere by a number that is known late stays in registers.
+  Vector local[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) local[r][n] = sums[r][n];
+  }
   for (int64_t k = 0; k < count; ++k, panel += N * kLanes) {
     Vector x[R];
     for (int r = 0; r < R; ++r) x[r] = splat(rows[r][k]);
     for (int n = 0; n < N; ++n) {
       const Vector weights = load(panel + n * kLanes);
-      for (int r = 0; r < R; ++r) sums[r][n] += x[r] * weights;
+      for (int r = 0; r < R; ++r) local[r][n] += x[r] * weights;
     }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) sums[r][n] = local[r][n];
   }
 }
 
