@@ -36,14 +36,19 @@ def keep_if_large(bytes_at_once: int) -> bool:
     return bytes_at_once > LARGE_BYTES and keep_freed_memory()
 
 
-def keep_freed_memory() -> bool:
-    """Tells glibc so for this process; returns whether it was told.
+def can_keep() -> bool:
+    """Whether `keep_freed_memory` will tell glibc.
 
     Another C library is left alone, and so are settings from outside
     (`MALLOC_…`, `GLIBC_TUNABLES`).
     """
     set_outside = any(n.startswith(("MALLOC_", "GLIBC_TUNABLES")) for n in os.environ)
-    if set_outside or platform.libc_ver()[0] != "glibc":
+    return not set_outside and platform.libc_ver()[0] == "glibc"
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc so for this process, if it can be told; returns whether it was."""
+    if not can_keep():
         return False
     libc = ctypes.CDLL(None)
     settings = {

@@ -20,7 +20,7 @@ from experiments.devices import device_varying, on_every_device, sum_of_devices
 from experiments.model_input import ModelInput
 from flax_lstm import SequenceClassifier
 
-_BATCH_SIZE = 500
+BATCH_SIZE = 500
 
 
 @functools.partial(jax.jit, static_argnames=("model", "model_input", "mesh"))
@@ -33,7 +33,7 @@ def evaluate(
 ) -> Totals:
     """Totals of `model` over `split`, without dropout, on the devices of `mesh`."""
     examples = len(split.labels)
-    batch_size = min(_BATCH_SIZE, examples)
+    batch_size = min(BATCH_SIZE, examples)
 
     def score_share(params, split):
         order = shares(jnp.arange(examples), batch_size, mesh.size)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,9 @@ def in_process(function: Callable[..., Any], *args: Any) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(function, args, sender))
+    process = context.Process(
+        target=_answer, args=(function, args, sender), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -32,8 +35,12 @@ def in_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def can_pin() -> bool:
-    """Whether this system lets a process choose its cores (Linux)."""
-    return hasattr(os, "sched_setaffinity")
+    """Whether this system lets a process choose its cores (Linux, mostly)."""
+    try:
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -46,7 +53,9 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work_when_asked, args=(make, args, theirs))
+    process = context.Process(
+        target=_work_when_asked, args=(make, args, theirs), daemon=True
+    )
     process.start()
     theirs.close()
 
@@ -83,12 +92,19 @@ def on_one_core() -> Iterator[None]:
 
 
 def _answer(function, args, sender):
+    _leave_ctrl_c_to_the_parent()
     sender.send(function(*args))
     sender.close()
 
 
+def _leave_ctrl_c_to_the_parent():
+    """Which ends its children, as daemons, when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _work_when_asked(make, args, connection):
+    _leave_ctrl_c_to_the_parent()
     calls = calls_of(make(*args))
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             connection.send(calls(connection.recv()))

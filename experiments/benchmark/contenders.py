@@ -1,13 +1,14 @@
 """Who is compared: ours, Flax's RNN and torch, and how each process is set."""
 
 import dataclasses
-import importlib.util
+import functools
+import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
-from experiments.allocator import keep_freed_memory, keep_if_large
+from experiments.allocator import can_keep, keep_freed_memory, keep_if_large
 from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours, has_native_loops
 from experiments.benchmark.sizes import Sizes
@@ -23,9 +24,12 @@ ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
 FUSED = "ours, fused"
 CUDNN = "ours, cuDNN"
 KERNEL = "ours, persistent kernel"
-CHUNK = f"ours, {STEPS_A_CALL} steps a call"
+PLAIN = "ours, malloc as it is"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
-FLAX_KEPT, TORCH_KEPT = "flax RNN, memory kept", "torch, memory kept"
+FLAX_KEPT, TORCH_TUNED = "flax RNN, memory kept", "torch, tuned"
+CHUNK, FLAX_CHUNK, TORCH_CHUNK = (
+    f"{name}, {STEPS_A_CALL} steps a call" for name in (ALL, FLAX, TORCH)
+)
 
 
 class Contender(Protocol):
@@ -64,8 +68,17 @@ class Alone:
         return getattr(self.contender, kind)(sizes)
 
 
+@functools.cache
 def has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
+    """Whether torch is installed, and works; says so if it is and doesn't."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    except (ImportError, OSError) as error:
+        print(f"torch is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def in_one_process() -> dict[str, Contender]:
@@ -93,7 +106,7 @@ def serves(name: str, sizes: Sizes) -> bool:
 
 
 def in_chunks() -> Contender:
-    """Ours with several steps a call, as the experiment does."""
+    """Ours with several steps a call, as the experiment has them."""
     return Ours("auto", all_devices=True, steps_a_call=STEPS_A_CALL)
 
 
@@ -117,9 +130,10 @@ def a_device_for_each_core() -> None:
 def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
-    Ours is set as the experiment sets it. On a CPU Flax's RNN and torch come twice: as
-    their users run them, and with their memory kept, whatever the size of the work;
-    ours keeps it where a training step of that size is large. A GPU has no need of
+    Ours is set as the experiment sets it, and keeps its memory where a training step of
+    that size is large; once it is as in a program that has told malloc nothing. On a
+    CPU Flax's RNN and torch come twice: as their users run them, and with their memory
+    kept, whatever the size of the work, and torch's fused Adam. A GPU has no need of
     that, and there ours is the fused one.
     """
     found = {
@@ -127,16 +141,20 @@ def alone() -> dict[str, Alone]:
         ALL: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
         **{name: Alone(c, keeps_memory=None) for name, c in _one_device().items()},
         FLAX: Alone(FlaxRNN()),
+        FLAX_CHUNK: Alone(FlaxRNN(STEPS_A_CALL)),
     }
     if has_torch():
         found[TORCH] = Alone(_torch())
+        found[TORCH_CHUNK] = Alone(_torch(steps_a_call=STEPS_A_CALL))
     for name, contender in _on_gpu().items():
         found[name] = Alone(contender)
     if not is_on_gpu():
         found[FUSED] = Alone(fused(), keeps_memory=None, claim=a_device_for_each_core)
+    if not is_on_gpu() and can_keep():
+        found[PLAIN] = Alone(Ours("auto", True), claim=claim_cores)
         found[FLAX_KEPT] = Alone(FlaxRNN(), keeps_memory=True)
         if has_torch():
-            found[TORCH_KEPT] = Alone(_torch(), keeps_memory=True)
+            found[TORCH_TUNED] = Alone(_torch(fused_adam=True), keeps_memory=True)
     return found
 
 
@@ -162,7 +180,7 @@ def _on_gpu() -> dict[str, Contender]:
     }
 
 
-def _torch(compiled: bool = False) -> Contender:
+def _torch(**options: Any) -> Contender:
     from experiments.benchmark.torch_lstm import TorchLSTM
 
-    return TorchLSTM(usable_cores(), compiled)
+    return TorchLSTM(usable_cores(), **options)

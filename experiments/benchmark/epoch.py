@@ -1,7 +1,5 @@
 """A whole epoch with its test pass: ours, and the notes' script in torch."""
 
-import functools
-
 import jax
 import numpy as np
 
@@ -10,19 +8,19 @@ from experiments.benchmark.sizes import CLASSES, NOTES
 from experiments.benchmark.timing import Work
 from experiments.data.dataset import Split
 from experiments.devices import row_mesh
-from experiments.evaluation import evaluate
+from experiments.evaluation import BATCH_SIZE, evaluate
 from experiments.model_input import ModelInput
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
 from flax_lstm import LSTMClassifier
 
-_TRAIN_EXAMPLES, _TEST_EXAMPLES = 60_000, 10_000
+TRAIN_EXAMPLES, TEST_EXAMPLES = 60_000, 10_000
 _MODEL_INPUT = ModelInput(white=255)
 
 
 def made_up_splits() -> tuple[Split, Split]:
     """Random uint8 images of MNIST's size; no timing depends on what they show."""
-    return _made_up_rows(_TRAIN_EXAMPLES, 0), _made_up_rows(_TEST_EXAMPLES, 1)
+    return _made_up_rows(TRAIN_EXAMPLES, 0), _made_up_rows(TEST_EXAMPLES, 1)
 
 
 def _made_up_rows(examples: int, seed: int) -> Split:
@@ -57,11 +55,12 @@ def ours(train: Split, test: Split, implementation: str = "auto") -> Work:
     return work
 
 
-def torchs(train: Split, test: Split, threads: int) -> Work:
+def torchs(train: Split, test: Split, threads: int, fused_adam: bool | None) -> Work:
     """The notes' loop: DataLoader, one Python step a batch, test pass.
 
     An example becomes a tensor as torchvision's `ToTensor` makes it one, without
-    the image library in between, which makes this the faster of the two.
+    the image library in between, which makes this the faster of the two. The test
+    pass has batches as large as ours.
     """
     import torch
 
@@ -83,10 +82,11 @@ def torchs(train: Split, test: Split, threads: int) -> Work:
     torch.manual_seed(0)
     device = device_like_jaxs()
     model = Classifier(NOTES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused_adam)
     criterion = torch.nn.CrossEntropyLoss()
-    load = functools.partial(torch.utils.data.DataLoader, batch_size=NOTES.batch)
-    train_loader, test_loader = load(Images(train), shuffle=True), load(Images(test))
+    load = torch.utils.data.DataLoader
+    train_loader = load(Images(train), batch_size=NOTES.batch, shuffle=True)
+    test_loader = load(Images(test), batch_size=BATCH_SIZE)
 
     def work():
         torch.set_num_threads(threads)

@@ -28,10 +28,11 @@ class RNNClassifier(nn.Module):
 class FlaxRNN:
     """One jitted call on JAX's default device, as its users write it."""
 
-    steps_a_call = 1
+    def __init__(self, steps_a_call: int = 1):
+        self.steps_a_call = steps_a_call
 
     def training(self, sizes: Sizes) -> Work:
-        """One step: forward, backward, Adam; the state is donated."""
+        """`steps_a_call` steps: forward, backward, Adam; the state is donated."""
         state, batch = self._state(sizes), self._batch(sizes)
         compiled = self._step().lower(state, *batch).compile()
 
@@ -81,4 +82,10 @@ class FlaxRNN:
 
             return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
-        return jax.jit(step, donate_argnums=0)
+        def steps(state, inputs, labels):
+            return jax.lax.fori_loop(
+                0, self.steps_a_call, lambda _, s: step(s, inputs, labels), state
+            )
+
+        several = self.steps_a_call > 1
+        return jax.jit(steps if several else step, donate_argnums=0)

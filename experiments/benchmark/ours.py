@@ -27,9 +27,10 @@ _LARGE_BYTES = 2**20
 
 
 class Ours:
-    """`LSTMClassifier` on one device, or with the rows spread over all of them.
+    """`LSTMClassifier` on one device, or with the rows spread over a device a core.
 
-    Of the native loops, which use all cores by themselves, one device is all.
+    Of the native loops, which use all cores by themselves, one device is all; of
+    several GPUs, of which the others have one too, as well.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class Ours:
         while sizes.batch % count:
             count -= 1
         is_native = self._implementation == "auto" and has_native_loops()
-        count = count if self._all_devices and not is_native else 1
+        spreads = self._all_devices and not is_native and devices[0].platform == "cpu"
+        count = count if spreads else 1
         count = self._num_devices or count
         return jax.make_mesh(
             (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]

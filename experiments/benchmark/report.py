@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from experiments.benchmark.timing import Timing
+from experiments.errors import RunError
 from experiments.whole_file import write_whole
 
 FORMAT_VERSION = 2
@@ -54,9 +55,18 @@ class Report:
 
     @staticmethod
     def read(path: str) -> "Report":
-        """What `write` wrote."""
+        """What `write` wrote.
+
+        Raises:
+            RunError: it is of another version of this program.
+        """
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        if content.get("format_version") != FORMAT_VERSION:
+            raise RunError(
+                f"{path}: expected results of format {FORMAT_VERSION}, got "
+                f"{content.get('format_version')}"
+            )
         comparisons = []
         for row in content["comparisons"]:
             pairs = (tuple(pair.split(" / ", 1)) for pair in row["ratios"])

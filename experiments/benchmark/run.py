@@ -3,7 +3,9 @@
 import datetime
 import importlib.metadata
 import os
+import pathlib
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,8 @@ from experiments.whole_file import require_writable
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
-
+# Settings from outside that change what is timed, by how their names begin.
+_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "MKL_", "XLA_FLAGS", "JAX_")
 
 PARTS: dict[str, Callable[[], Iterator[Comparison]]] = {
     "processes": lambda: sections.in_own_processes(seconds=6),
@@ -41,7 +44,7 @@ def run(parts: Iterable[str], output: str) -> None:
     Raises:
         RunError: there is no such part, or the results can't be written there.
     """
-    parts = tuple(parts)
+    parts = tuple(dict.fromkeys(parts))
     if not parts:
         raise RunError(f"--parts: expected some of {', '.join(PARTS)}, got none")
     for name in parts:
@@ -113,6 +116,7 @@ def environment() -> dict[str, object]:
     now = datetime.datetime.now(datetime.UTC)
     return {
         "date": now.isoformat(timespec="seconds"),
+        "commit": _commit(),
         "processor": _processor(),
         "cores": usable_cores(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -120,14 +124,40 @@ def environment() -> dict[str, object]:
         "precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "python": platform.python_version(),
         **versions,
+        "settings": " ".join(
+            f"{name}={value}"
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_SETTINGS)
+        )
+        or "none",
         "command": " ".join(["python -m experiments.benchmark", *sys.argv[1:]]),
     }
 
 
+def _commit() -> str:
+    """Of this checkout; "unknown" where it is none, or there is no git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    folder = pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.decode().strip()
+
+
 def _processor() -> str:
+    """Its name, and on x86 its family and widest vectors, which a name may hide."""
+    found: dict[str, str] = {}
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+                name, _, value = line.partition(":")
+                found.setdefault(name.strip(), value.strip())
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    parts = [found["model name"]]
+    if "cpu family" in found:
+        parts.append(f"family {found['cpu family']} model {found.get('model', '?')}")
+    has = found.get("flags", "").split()
+    widest = next((v for v in ("avx512f", "avx2", "avx") if v in has), None)
+    return " ".join([*parts, *([widest] if widest else [])])

@@ -5,6 +5,8 @@ By the fused implementation: the native loops use all cores on one device.
 
 from collections.abc import Iterator
 
+import jax
+
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison
 from experiments.benchmark.sections import compare
@@ -30,13 +32,14 @@ def scaling(seconds: float) -> Iterator[Comparison]:
 
 
 def _compare(section, rows, seconds) -> Comparison:
-    names = {count: f"{count} device{'s' if count > 1 else ''}" for count in COUNTS}
+    counts = [count for count in COUNTS if count <= jax.local_device_count()]
+    names = {count: f"{count} device{'s' if count > 1 else ''}" for count in counts}
     works, units = {}, {}
     for count, name in names.items():
         contender = Ours("fused", True, steps_a_call=_STEPS_A_CALL, num_devices=count)
         work = contender.training(NOTES._replace(batch=rows(count)))
         works[name] = calls_of(work)
         units[name] = _STEPS_A_CALL
-    ratios = tuple((names[count], names[1]) for count in COUNTS[1:])
+    ratios = tuple((names[count], names[1]) for count in counts[1:])
     size = f"T {NOTES.steps}, H {NOTES.hidden}, L {NOTES.layers}"
     return compare(section, size, works, seconds, ratios, units=units)

@@ -21,6 +21,16 @@ class Sizes(NamedTuple):
         """About how much a training step holds."""
         return step_bytes(self.batch, self.steps, self.hidden, self.layers)
 
+    def flop(self, kind: str) -> int:
+        """Additions and multiplications of the stack's products in `training`, a step,
+        or `inference`, a batch: all that the arithmetic takes but for a hundredth.
+        """
+        rows = 2 * self.batch * self.steps * 4 * self.hidden
+        of_inputs = rows * self.inputs
+        forward = of_inputs + rows * self.hidden * (2 * self.layers - 1)
+        # Backward it is the same twice, but that nobody asks for the inputs' gradient.
+        return 3 * forward - of_inputs if kind == "training" else forward
+
     def __str__(self) -> str:
         return f"B {self.batch}, T {self.steps}, H {self.hidden}, L {self.layers}"
 

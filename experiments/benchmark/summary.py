@@ -7,68 +7,101 @@ run.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.benchmark import sections
+from experiments.benchmark import epoch, largest_product, sections
 from experiments.benchmark.contenders import (
     ALL,
     CHUNK,
     CUDNN,
     FLAX,
+    FLAX_CHUNK,
     FLAX_KEPT,
     FUSED,
     KERNEL,
+    PLAIN,
     TORCH,
+    TORCH_CHUNK,
     TORCH_COMPILED,
-    TORCH_KEPT,
+    TORCH_TUNED,
 )
 from experiments.benchmark.report import Comparison, Report
 from experiments.benchmark.sizes import NOTES
 
 
 class _Row(NamedTuple):
-    """A comparison, and which of its contenders is "ours" in the row."""
+    """A comparison, and who has the part of `ALL`, `TORCH` and `FLAX` in the row.
+
+    Of `flop` the least time is given, by what the machine does in `limit`.
+    """
 
     label: str
     section: str
     work: str
+    flop: int = 0
     ours: str = ALL
+    torch: str = TORCH
+    flax: str = FLAX
+    limit: str = sections.LARGEST_PRODUCT
+
+    def who(self, name: str) -> str:
+        parts = {ALL: self.ours, TORCH: self.torch, FLAX: self.flax}
+        return parts.get(name, name)
 
 
-_Cell = Callable[[Comparison, str], str]
+_Cell = Callable[[Report, Comparison, _Row], str]
 _Column = tuple[str, _Cell]
 
 
-def _time(name: str | None = None) -> _Cell:
-    """Of a contender; None is "ours"."""
-
-    def cell(comparison: Comparison, ours: str) -> str:
-        value = comparison.values.get(name or ours)
+def _time(name: str) -> _Cell:
+    def cell(report: Report, comparison: Comparison, row: _Row) -> str:
+        value = comparison.values.get(row.who(name))
         return "" if value is None else f"{value:.3g}"
 
     return cell
 
 
-def _ratio(other: str, mine: str | None = None) -> _Cell:
-    """Of two contenders; "ours" is the first where no other is named."""
+def _ratio(other: str, mine: str = ALL, spread: bool = False) -> _Cell:
+    """Of two contenders; with `spread` and the quartiles of the rounds' ratios."""
 
-    def cell(comparison: Comparison, ours: str) -> str:
-        ratio = comparison.ratio(mine or ours, other)
-        return "" if ratio is None else f"{ratio:.2f}"
+    def cell(report: Report, comparison: Comparison, row: _Row) -> str:
+        ratio = comparison.ratio(row.who(mine), row.who(other))
+        if ratio is None:
+            return ""
+        if not spread:
+            return f"{ratio:.2f}"
+        of_mine, of_other = (comparison.timings[row.who(n)] for n in (mine, other))
+        first, third = of_mine.quartiles_over(of_other)
+        return f"{ratio:.2f} ({first:.2f} to {third:.2f})"
 
     return cell
 
 
+def _limit(report: Report, comparison: Comparison, row: _Row) -> str:
+    """What the row's arithmetic takes at the speed of the largest product."""
+    product = report.find(row.limit, largest_product.WORK)
+    if product is None or not row.flop:
+        return ""
+    share = row.flop / largest_product.FLOP
+    a_second = 1 if product.unit == comparison.unit else 1000
+    return f"{share * min(product.values.values()) / a_second:.3g}"
+
+
 _STEP_10, _STEP_1 = "training step, 10 a call", "training step, one a call"
+_STEP_PLAIN = "the same, malloc as it is"
 _INFERENCE = [
-    (f"inference, B {batch}", str(NOTES._replace(batch=batch)))
-    for batch in sections.INFERENCE_BATCHES
+    (f"inference, B {sizes.batch}", str(sizes), sizes.flop("inference"))
+    for sizes in (NOTES._replace(batch=b) for b in sections.INFERENCE_BATCHES)
 ]
+_FLOP = NOTES.flop("training")
+_FLOP_EPOCH = (
+    epoch.TRAIN_EXAMPLES * _FLOP + epoch.TEST_EXAMPLES * NOTES.flop("inference")
+) // NOTES.batch
 _ON_GPU: list[_Column] = [
     ("by cuDNN / torch", _ratio(TORCH, CUDNN)),
     ("by the kernel / torch", _ratio(TORCH, KERNEL)),
 ]
 
 _OURS_AND_TORCH: list[_Column] = [
-    ("ours", _time()),
+    ("ours", _time(ALL)),
     ("torch", _time(TORCH)),
     ("ratio", _ratio(TORCH)),
 ]
@@ -76,22 +109,42 @@ _FLAX: list[_Column] = [("Flax's RNN", _time(FLAX)), ("ratio", _ratio(FLAX))]
 
 _SHORT: list[_Column] = [
     *_OURS_AND_TORCH,
+    ("torch, tuned", _time(TORCH_TUNED)),
+    ("ratio", _ratio(TORCH_TUNED)),
     *_FLAX,
-    ("torch, memory kept", _time(TORCH_KEPT)),
-    ("ratio", _ratio(TORCH_KEPT)),
+    ("limit", _limit),
 ]
 _ALONE: list[_Column] = [
-    *_SHORT,
+    ("ours", _time(ALL)),
+    ("torch", _time(TORCH)),
+    ("ratio", _ratio(TORCH, spread=True)),
+    ("torch, tuned", _time(TORCH_TUNED)),
+    ("ratio", _ratio(TORCH_TUNED, spread=True)),
+    ("Flax's RNN", _time(FLAX)),
+    ("ratio", _ratio(FLAX, spread=True)),
     ("ours / Flax's, memory kept", _ratio(FLAX_KEPT)),
     ("fused / torch", _ratio(TORCH, FUSED)),
     *_ON_GPU,
+    ("limit", _limit),
 ]
+_STEP = (sections.TRAINING_ALONE, str(NOTES), _FLOP)
 _ALONE_ROWS = [
-    _Row(_STEP_10, sections.TRAINING_ALONE, str(NOTES), CHUNK),
-    _Row(_STEP_1, sections.TRAINING_ALONE, str(NOTES)),
-    _Row("training step, one core each", sections.TRAINING_ONE_CORE, str(NOTES)),
-    *(_Row(label, sections.INFERENCE_ALONE, work) for label, work in _INFERENCE),
-    _Row("epoch of 60,000 with test pass, s", sections.EPOCH, sections.EPOCH_WORK),
+    _Row(_STEP_1, *_STEP),
+    _Row(_STEP_PLAIN, *_STEP, ours=PLAIN),
+    _Row(_STEP_10, *_STEP, ours=CHUNK, torch=TORCH_CHUNK, flax=FLAX_CHUNK),
+    _Row(
+        "training step, one core each",
+        *(sections.TRAINING_ONE_CORE, str(NOTES), _FLOP),
+        limit=sections.LARGEST_PRODUCT_ONE_CORE,
+    ),
+    *(
+        _Row(label, sections.INFERENCE_ALONE, work, flop)
+        for label, work, flop in _INFERENCE
+    ),
+    _Row(
+        "epoch of 60,000 with test pass, s",
+        *(sections.EPOCH, sections.EPOCH_WORK, _FLOP_EPOCH),
+    ),
 ]
 _TOGETHER: list[_Column] = [
     *_OURS_AND_TORCH,
@@ -102,14 +155,14 @@ _TOGETHER: list[_Column] = [
     *_ON_GPU,
 ]
 _TOGETHER_ROWS = [
-    _Row(_STEP_10, sections.TRAINING, str(NOTES), CHUNK),
     _Row(_STEP_1, sections.TRAINING, str(NOTES)),
-    *(_Row(label, sections.INFERENCE, work) for label, work in _INFERENCE),
+    _Row(_STEP_10, sections.TRAINING, str(NOTES), ours=CHUNK, flax=FLAX_CHUNK),
+    *(_Row(label, sections.INFERENCE, work) for label, work, _ in _INFERENCE),
 ]
 _GRID: list[_Column] = [
     ("/ torch", _ratio(TORCH)),
     ("/ Flax", _ratio(FLAX)),
-    ("/ torch, memory kept", _ratio(TORCH_KEPT)),
+    ("/ torch, tuned", _ratio(TORCH_TUNED)),
     ("fused / torch", _ratio(TORCH, FUSED)),
     *_ON_GPU,
 ]
@@ -137,7 +190,7 @@ def _rows_table(
     for row in rows:
         comparison = report.find(row.section, row.work)
         if comparison is not None and row.ours in comparison.values:
-            cells = [cell(comparison, row.ours) for _, cell in columns]
+            cells = [cell(report, comparison, row) for _, cell in columns]
             lines.append([row.label, *cells])
     return _table([title, *(heading for heading, _ in columns)], lines)
 
@@ -151,11 +204,14 @@ def _grid_table(report: Report) -> str:
             for kind in sections.GRID_KINDS
         }
         if any(found.values()):
+            label = sizes.removesuffix(f", L {NOTES.layers}")
             cells = [
-                cell(comparison, ALL) if (comparison := found[kind]) else ""
+                cell(report, comparison, _Row(label, comparison.section, sizes))
+                if (comparison := found[kind])
+                else ""
                 for kind, (_, cell) in columns
             ]
-            lines.append([sizes.removesuffix(f", L {NOTES.layers}"), *cells])
+            lines.append([label, *cells])
     head = [f"{kind}: {heading}" for kind, (heading, _) in columns]
     return _table(["grid, a process each, ratios", *head], lines)
 

@@ -36,8 +36,18 @@ class Timing:
         In each round both were timed, one soon after the other. A machine that is
         slower in some rounds moves the medians, and their ratio, more than that.
         """
+        return statistics.median(self._ratios(other))
+
+    def quartiles_over(self, other: "Timing") -> tuple[float, float]:
+        """Half of the rounds' ratios lie between them."""
+        first, _, third = statistics.quantiles(
+            self._ratios(other), n=4, method="inclusive"
+        )
+        return first, third
+
+    def _ratios(self, other: "Timing") -> list[float]:
         pairs = zip(self.samples, other.samples, strict=True)
-        return statistics.median(mine / others for mine, others in pairs)
+        return [mine / others for mine, others in pairs]
 
 
 def calls_of(work: Work) -> Calls:
@@ -45,12 +55,18 @@ def calls_of(work: Work) -> Calls:
     return functools.partial(_seconds, work)
 
 
+def calls_of_made(make: Callable[[], Work]) -> Calls:
+    """The same of work that is made when it is called first."""
+    made = functools.cache(make)
+    return lambda count: _seconds(made(), count)
+
+
 def in_turn(
     contenders: Mapping[str, Calls],
     seconds: float = 0.0,
     rounds: int = _LEAST_ROUNDS,
     units: Mapping[str, int] | None = None,
-) -> dict[str, Timing]:
+) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times each contender once a round, so that all see the same machine.
 
     Each is called beforehand, where compiling and first allocations fall. A sample
@@ -65,22 +81,28 @@ def in_turn(
         units: how many units of work a call does, 1 where it is not said.
 
     Returns:
-        Name to the time of one unit.
+        Name to the time of one unit; and of those that fail when they are called
+        first, name to why.
     """
-    calls, settle = {}, {}
+    calls, settle, failed = {}, {}, {}
     for name, work in contenders.items():
-        once = work(1)
-        if once < _LONG_SECONDS:
-            once = work(1)  # The first one may have compiled.
+        try:
+            once = work(1)
+            if once < _LONG_SECONDS:
+                once = work(1)  # The first one may have compiled.
+        except Exception as error:
+            first_line = next(iter(str(error).splitlines()), "")
+            failed[name] = f"{type(error).__name__}: {first_line}"
+            continue
         settle[name] = (
             max(1, round(_SETTLE_SECONDS / once)) if once < _LONG_SECONDS else 0
         )
         calls[name] = max(1, round(_SAMPLE_SECONDS / once))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(samples)
     end = time.perf_counter() + seconds
     done = 0
-    while done < rounds or time.perf_counter() < end:
+    while names and (done < rounds or time.perf_counter() < end):
         first = done % len(names)
         for name in names[first:] + names[:first]:
             if settle[name]:
@@ -88,10 +110,11 @@ def in_turn(
             samples[name].append(contenders[name](calls[name]))
         done += 1
     units = units or {}
-    return {
+    timings = {
         name: Timing(tuple(value / units.get(name, 1) for value in values))
         for name, values in samples.items()
     }
+    return timings, failed
 
 
 def _seconds(work: Work, calls: int) -> float:

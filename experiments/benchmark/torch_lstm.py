@@ -44,18 +44,27 @@ class Classifier(torch.nn.Module):
 class TorchLSTM:
     """Eager, or through `torch.compile`."""
 
-    steps_a_call = 1
-
-    def __init__(self, threads: int, compiled: bool = False):
+    def __init__(
+        self,
+        threads: int,
+        compiled: bool = False,
+        steps_a_call: int = 1,
+        fused_adam: bool | None = None,
+    ):
+        """`fused_adam=None` leaves it to torch, which on a CPU loops in Python."""
         self._threads = threads
         self._compiled = compiled
+        self.steps_a_call = steps_a_call
+        self._fused_adam = fused_adam
 
     def training(self, sizes: Sizes) -> Work:
-        """One step: forward, backward, Adam."""
+        """`steps_a_call` steps: forward, backward, Adam; a GPU is waited for once."""
         device = device_like_jaxs()
         model = self._model(sizes).to(device)
         inputs, labels = (tensor.to(device) for tensor in self._batch(sizes))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=1e-3, fused=self._fused_adam
+        )
         criterion = torch.nn.CrossEntropyLoss()
 
         def step():
@@ -64,7 +73,11 @@ class TorchLSTM:
             loss.backward()
             optimizer.step()
 
-        return functools.partial(self._run, device, step)
+        def steps():
+            for _ in range(self.steps_a_call):
+                step()
+
+        return functools.partial(self._run, device, steps)
 
     def inference(self, sizes: Sizes) -> Work:
         """Logits of one batch."""

@@ -1,8 +1,10 @@
 """The benchmark's parts on the least sizes; never how long anything takes."""
 
 import json
+import multiprocessing
 import os
 import pathlib
+import signal
 import time
 
 import compiled_loops
@@ -14,6 +16,7 @@ from experiments.benchmark import (
     contenders,
     figure,
     importing,
+    largest_product,
     memory,
     run,
     sections,
@@ -23,7 +26,7 @@ from experiments.benchmark.flax_rnn import FlaxRNN
 from experiments.benchmark.ours import Ours
 from experiments.benchmark.report import Comparison, Report, table
 from experiments.benchmark.sizes import NOTES, Sizes
-from experiments.benchmark.timing import Timing, calls_of, in_turn
+from experiments.benchmark.timing import Timing, calls_of, calls_of_made, in_turn
 from experiments.devices import replicated
 from experiments.errors import RunError
 from flax_lstm.native.cores import usable_cores
@@ -32,11 +35,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
 
 
-def torch_lstm():
+def torch_lstm(**options):
     pytest.importorskip("torch", reason="torch is one of the contenders")
     from experiments.benchmark.torch_lstm import TorchLSTM
 
-    return TorchLSTM(threads=1)
+    return TorchLSTM(threads=1, **options)
+
+
+def by_torch():
+    pytest.importorskip("torch", reason="torch is one of the contenders")
+    return largest_product.by_torch(threads=1)
 
 
 CONTENDERS = {
@@ -44,7 +52,11 @@ CONTENDERS = {
     "ours_in_chunks": lambda: Ours("auto", all_devices=True, steps_a_call=3),
     "scan_with_remat": lambda: Ours("scan", all_devices=False, remat=True),
     "flax": FlaxRNN,
+    "flax_in_chunks": lambda: FlaxRNN(steps_a_call=3),
     "torch": torch_lstm,
+    "torch_in_chunks_with_fused_adam": lambda: torch_lstm(
+        steps_a_call=3, fused_adam=True
+    ),
 }
 
 
@@ -75,7 +87,8 @@ def test_contenders_take_turns_and_every_round_starts_with_another():
         name: calls_of(lambda name=name: (called.append(name), time.sleep(0.11)))
         for name in ("a", "b")
     }
-    timings = in_turn(works, rounds=2)
+    timings, failed = in_turn(works, rounds=2)
+    assert failed == {}
     # Twice beforehand; then a call that is not timed and one that is.
     assert called == ["a"] * 2 + ["b"] * 2 + [*"aabb"] + [*"bbaa"]
     assert {len(timing.samples) for timing in timings.values()} == {2}
@@ -92,9 +105,27 @@ def test_a_sample_is_of_many_short_calls_after_some_that_are_not_timed():
     assert asked == [1, 1, *[5, 10] * 2]
 
 
+def test_who_fails_at_first_is_left_out_and_the_others_are_timed():
+    def failing():
+        raise OSError("no such library\nand more")
+
+    made = []
+
+    def making():
+        made.append(1)
+        return lambda: None
+
+    works = {"broken": calls_of(failing), "sound": calls_of_made(making)}
+    timings, failed = in_turn(works, rounds=1)
+    assert failed == {"broken": "OSError: no such library"}
+    assert list(timings) == ["sound"]
+    assert made == [1]
+    assert in_turn({"broken": works["broken"]}, seconds=60) == ({}, failed)
+
+
 def test_a_call_of_several_steps_counts_as_several():
     works = dict.fromkeys(("one", "ten"), calls_of(lambda: time.sleep(0.01)))
-    timings = in_turn(works, rounds=1, units={"ten": 10})
+    timings, _ = in_turn(works, rounds=1, units={"ten": 10})
     # Sleeping is at least as long as asked for: no clock can make this fail.
     assert timings["one"].median >= 0.01
     assert timings["ten"].median < timings["one"].median
@@ -119,6 +150,16 @@ def test_a_ratio_is_that_of_the_rounds():
     slower_each_round = Timing((1.0, 2.0, 8.0)), Timing((2.0, 8.0, 16.0))
     # The medians' would be 0.25.
     assert slower_each_round[0].over(slower_each_round[1]) == 0.5
+    assert slower_each_round[0].quartiles_over(slower_each_round[1]) == (0.375, 0.5)
+
+
+def test_the_arithmetic_of_a_step():
+    # Two gates' worth of an addition and a multiplication a weight, row and step.
+    forward = 2 * 4 * 3 * (4 * 4) * (2 + 4 + 4 + 4)
+    assert TINY.flop("inference") == forward
+    # The gradient of the inputs of the first layer is not asked for.
+    assert TINY.flop("training") == 3 * forward - 2 * 4 * 3 * (4 * 4) * 2
+    assert NOTES.flop("training") == pytest.approx(3.464e9, rel=1e-3)
 
 
 def test_a_table_shows_ratios_and_what_could_not_be_measured():
@@ -138,6 +179,9 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     assert row["ratios"] == {"ours / torch": 0.5, "ours / torch.compile": None}
     assert row["timings"]["ours"] == {"samples": [0.001, 0.001, 0.002]}
     assert Report.read(str(tmp_path / "result.json")) == report
+    (tmp_path / "result.json").write_text(json.dumps(content | {"format_version": 1}))
+    with pytest.raises(RunError, match=r"result.json: expected .* format 2, got 1"):
+        Report.read(str(tmp_path / "result.json"))
 
 
 def test_the_texts_have_the_tables_of_the_results():
@@ -167,6 +211,13 @@ def test_a_summary_leaves_out_what_was_not_measured():
         "| --- | --- | --- | --- |",
         "| training step, one a call | 1 | 4 | 0.50 |",
     ]
+    limit = {"XLA": 4 * largest_product.FLOP / NOTES.flop("training")}
+    alone.add(Comparison(sections.LARGEST_PRODUCT, largest_product.WORK, "ms", limit))
+    (whole,) = summary.tables(alone)
+    assert whole.splitlines()[::2] == [
+        "| a process each, ms | ours | torch | ratio | limit |",
+        "| training step, one a call | 1 | 4 | 0.50 (0.38 to 0.50) | 4 |",
+    ]
     section, work = sections.grid_section("training"), str(sections.GRID[0])
     report.add(Comparison(section, work, "ms", values, timings=timings))
     (grid,) = summary.tables(report)
@@ -190,6 +241,14 @@ def test_what_was_found_is_kept_when_a_part_ends_the_run(tmp_path, monkeypatch):
     content = json.loads(output.with_suffix(".json").read_text())
     assert [row["section"] for row in content["comparisons"]] == ["training step"] * 2
     assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+
+
+def test_a_part_named_twice_is_run_once(tmp_path, monkeypatch):
+    parts = {"first": lambda: iter([comparison()])}
+    monkeypatch.setattr(run, "PARTS", parts)
+    run.run(["first", "first"], str(tmp_path / "result"))
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert len(content["comparisons"]) == 1
 
 
 def test_an_unknown_part_is_an_error_before_anything_runs(tmp_path):
@@ -255,6 +314,31 @@ def test_work_whose_process_dies_is_an_error():
         child.working(dying_work) as calls,
     ):
         calls(1)
+
+
+def ignores_ctrl_c():
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return lambda: None
+
+
+def test_ctrl_c_is_the_parents_who_takes_its_children_along():
+    with child.working(ignores_ctrl_c) as calls:
+        assert calls(1) >= 0
+        (process,) = multiprocessing.active_children()
+        assert process.daemon
+
+
+@pytest.mark.parametrize("make", [largest_product.by_xla, by_torch])
+def test_the_largest_product(make, monkeypatch):
+    monkeypatch.setattr(largest_product, "SIZE", 8)
+    make()()
+
+
+def test_settings_and_commit_are_recorded(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    environment = run.environment()
+    assert "OMP_NUM_THREADS=7" in environment["settings"].split()
+    assert environment["commit"]
 
 
 def test_importing_takes_time():
