@@ -178,8 +178,12 @@ def as_lengths(
                 f"{name}: expected lengths within [0, {steps}], "
                 f"got {values[row]} in row {row}"
             )
-    # Clipped before the cast, so that no wide integer wraps around into the range.
-    return jnp.clip(jnp.asarray(array), 0, steps).astype(jnp.int32)
+    # Clipped before the cast, so that no wide integer wraps around into the range; but
+    # a narrow one, which may not hold `steps`, after it.
+    array = jnp.asarray(array)
+    if array.dtype.itemsize < jnp.dtype(jnp.int32).itemsize:
+        array = array.astype(jnp.int32)
+    return jnp.clip(array, 0, steps).astype(jnp.int32)
 
 
 def _as_array(value: Any) -> Any:

@@ -412,6 +412,40 @@ def test_bfloat16_stays_near_float32(kind):
     np.testing.assert_allclose(output.astype(F32), expected, rtol=0, atol=2**-5)
 
 
+@pytest.mark.parametrize(("dtype", "steps"), [("uint8", 300), ("int8", 200)])
+def test_lengths_of_a_narrow_dtype_mean_what_they_say(dtype, steps):
+    """Also where the dtype can't hold the number of steps."""
+    rnn = KINDS["rnn_relu"].build(1, 1)
+    x = jnp.ones((steps, 2, 1))
+    variables = rnn.init(KEY, x)
+    lengths = np.array([100, 3], dtype)
+    for run in (rnn.apply, jax.jit(rnn.apply)):
+        output, _ = run(variables, x, seq_lengths=lengths)
+        wide, _ = run(variables, x, seq_lengths=lengths.astype("int32"))
+        np.testing.assert_array_equal(output, wide)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_a_bfloat16_runs_cell_state_is_float32_between_steps(implementation):
+    """It counts to 300; in bfloat16 257 is 256, for ever."""
+    lstm = StackedLSTM(1, 2, dtype=BF16, implementation=implementation)
+    x = jnp.zeros((300, 1, 1))
+    variables = jax.tree.map(jnp.zeros_like, lstm.init(KEY, x))
+    for gate in ("hi", "hf", "hg"):
+        variables["params"]["layer_0"][gate]["bias"] += 40
+    _, (_, c_n) = lstm.apply(variables, x)
+    np.testing.assert_array_equal(c_n, np.full((1, 1, 2), 300))
+
+
+def test_attention_is_drawn_from_torch_linears_range():
+    model = LSTMClassifier(
+        input_size=2, hidden_size=64, num_layers=1, pooling="attention"
+    )
+    params = model.init(KEY, jnp.zeros((1, 1, 2)))["params"]["attention"]
+    for leaf in jax.tree.leaves(params):
+        assert 0.9 / 8 < np.abs(leaf).max() <= 1 / 8
+
+
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64])
 def test_input_that_is_not_floating_is_refused(dtype):
     with pytest.raises(
