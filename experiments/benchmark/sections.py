@@ -98,7 +98,6 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     number of devices. Apart, ours runs as the experiment does, and the others as
     their users run them, and once more tuned.
     """
-    yield _largest_product(LARGEST_PRODUCT, usable_cores())
     on_gpu = contenders.is_on_gpu()
     ours = (ALL, ONE, FUSED, CUDNN, KERNEL)
     names = (*ours, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
@@ -108,10 +107,11 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     yield _alone(TRAINING_ALONE, all_names, "training", NOTES, seconds, processes)
     for batch in INFERENCE_BATCHES:
         yield _inference_alone(names, batch, seconds)
+    yield _largest_product(LARGEST_PRODUCT, usable_cores())
     if can_pin() and usable_cores() > 1 and not on_gpu:
         with on_one_core():
-            yield _largest_product(LARGEST_PRODUCT_ONE_CORE, 1)
             yield _alone(TRAINING_ONE_CORE, names, "training", NOTES, seconds)
+            yield _largest_product(LARGEST_PRODUCT_ONE_CORE, 1)
 
 
 def _largest_product(section: str, threads: int) -> Comparison:
