@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cudnn_stand_in import has_gpu, stand_in_for_cudnn
+from flax import nnx
 from jax import export
-from jax.sharding import AxisType, PartitionSpec as Spec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
+from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm, _cudnn_primitives
 from flax_lstm._cudnn_weights import Sizes, join, split
@@ -284,3 +286,40 @@ def test_a_classifier_runs_by_it(cudnn):
         variables = model.init(jax.random.key(0), x)
         results.append(model.apply(variables, x))
     assert_same(*results)
+
+
+def test_a_mesh_with_explicit_sharding_equals_one_device(cudnn):
+    lstm, x, variables = setting(bidirectional=True)
+    gradient = jax.jit(jax.value_and_grad(partial(loss, lstm)))
+    expected = gradient(variables, x)
+    mesh = jax.make_mesh((min(2, jax.device_count()),), ("data",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        by_rows, everywhere = (
+            NamedSharding(mesh, spec) for spec in (Spec(None, "data"), Spec())
+        )
+        got = gradient(
+            jax.device_put(variables, everywhere), jax.device_put(x, by_rows)
+        )
+    # Sums of some hundred squares.
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4),
+        jax.tree.map(np.asarray, got),
+        expected,
+    )
+
+
+def test_nnx_bridge_gives_the_linen_output(cudnn):
+    lstm, x, _ = setting(bidirectional=True)
+    model = nnx.bridge.ToNNX(lstm, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, x)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert_same(model(x), lstm.apply({"params": params}, x))
+
+
+def test_under_vmap_the_meaning_is_as_precise_as_its_layer(cudnn):
+    lstm, x, variables = setting()
+
+    def mapped(variables, x):
+        return jax.vmap(partial(loss, lstm), in_axes=(None, 0))(variables, x[None])[0]
+
+    assert_products_are_precise(mapped, variables, x)

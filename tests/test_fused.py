@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend import core
 from kinds import lay_out_as_elsewhere
 
@@ -297,3 +298,33 @@ def test_how_a_model_is_computed_is_not_part_of_its_record():
     assert not {"implementation", "remat"} & set(options)
     restored = classifier_from_options(options | {"implementation": "scan"})
     assert restored == LSTMClassifier()
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": P}], ids=["plain", "projected"])
+def test_the_gradient_of_one_parameter_alone_is_that_among_all(options):
+    lstm, x, variables = setting(implementation="fused", **options)
+    leaves = flatten_dict(variables["params"])
+
+    @jax.jit
+    def loss(some):
+        output, _ = lstm.apply({"params": unflatten_dict(leaves | some)}, x)
+        return (output**2).sum()
+
+    whole = jax.grad(loss)(leaves)
+    for name, leaf in leaves.items():
+        alone = jax.grad(loss)({name: leaf})[name]
+        np.testing.assert_allclose(alone, whole[name], rtol=0, atol=1e-5)
+        assert np.abs(alone).max() > 1e-4
+
+
+def test_in_bfloat16_the_inputs_product_is_summed_in_float32():
+    lstm, x, variables = setting(implementation="fused", dtype=jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(lstm.apply)(variables, x).jaxpr
+    before_the_loop = [
+        equation.outvars[0].aval.dtype
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "dot_general"
+        and equation.outvars[0].aval.shape[:2] in {(T, B), (T * B, 4 * H), (T * B, H)}
+    ]
+    assert before_the_loop
+    assert set(before_the_loop) == {jnp.dtype("float32")}

@@ -23,6 +23,7 @@ from beside_fused import (
     value_and_gradients,
 )
 from jax.sharding import NamedSharding, PartitionSpec as Spec
+from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
 from flax_lstm.native import library
@@ -45,7 +46,8 @@ SIZES = {
     "no_multiple": (4, 13, 17, 33),
     "beside_a_chunk": (3, 43, 5, 17),
     "many_rows": (2, 200, 4, 20),
-    "beyond_a_depth": (2, 5, 9, 150),
+    "beyond_a_depth": (2, 7, 9, 150),
+    "large_weights_of_many_steps_in_place": (20, 5, 70, 190),
     "shared_units": (3, 9, 70, 192),
     "shared_units_of_one_row": (4, 1, 8, 200),
     "large_weights_in_place": (3, 5, 70, 190),
@@ -480,3 +482,16 @@ def test_no_thread_reads_what_another_still_writes(tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr
+
+
+def test_a_meaning_traced_later_is_as_precise_as_its_layer(native):
+    """On devices that XLA spreads a program over: there the meaning is compiled."""
+    mesh = mesh_of_cpus()
+    if mesh.size == 1:
+        pytest.skip("needs 2 devices")
+    loops, _, (variables, x, hx) = setting(3, 4, 2, 5)
+    x = jax.device_put(x, NamedSharding(mesh, Spec(None, "rows")))
+    variables, hx = jax.device_put((variables, hx), NamedSharding(mesh, Spec()))
+    assert_products_are_precise(
+        lambda variables, x: loops(variables, x, hx)[0], variables, x
+    )

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from jax.test_util import check_grads
-from kinds import packed
+from kinds import KINDS, packed
 
 from flax_lstm import LSTMClassifier, RNNClassifier, StackedGRU, StackedLSTM
 
@@ -272,6 +272,26 @@ def dropped(key):
     lstm = StackedLSTM(I, H, 2, dropout=0.5)
     x, _, variables = draw(lstm)
     return lstm.apply(variables, x, deterministic=False, rngs={"dropout": key})[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_reaches_every_kind(kind):
+    stack = KINDS[kind].build(I, H, 2, dropout=0.5)
+    x, hx, variables = draw(stack)
+    noisy = partial(stack.apply, deterministic=False, rngs={"dropout": KEY})
+    got, _ = noisy(variables, x, hx)
+    expected, _ = stack.apply(variables, x, hx)
+    assert (got != expected).any()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_with_dropout_each_layer_starts_from_its_own_state(bidirectional):
+    """Of a probability so small that it drops nothing."""
+    options = {"bidirectional": bidirectional, "proj_size": 2}
+    plain, noisy = (StackedLSTM(I, H, 3, dropout=p, **options) for p in (0.0, 1e-9))
+    x, hx, variables = draw(plain)
+    run = partial(noisy.apply, deterministic=False, rngs={"dropout": KEY})
+    assert_same(run(variables, x, hx), plain.apply(variables, x, hx))
 
 
 def test_dropout_is_off_by_default():

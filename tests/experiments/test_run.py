@@ -141,7 +141,8 @@ def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path):
     train(part, "--num_epochs=2", "--dropout=0.1")
     # What a run that was stopped between an epoch's row and its checkpoint leaves.
     with open(part / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 3, "test_accuracy": 0.0}\n{"epo')
+        row = rows_of(part)[-1] | {"epoch": 3, "test_accuracy": 0.0}
+        file.write(json.dumps(row) + '\n{"epo')
     train(part, "--num_epochs=20", "--dropout=0.1")
     assert_same_run(part, workdir)
 

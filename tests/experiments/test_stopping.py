@@ -144,16 +144,25 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.slow
-def test_a_second_signal_stops_at_once(tmp_path):
-    process = start(tmp_path, *LONG)
-    wait_for_rows(tmp_path, 1, process)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.01)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert errors.endswith("ended at once; what was saved before is whole\n")
+def test_a_second_signal_ends_at_once():
+    code = """if True:
+        import os, signal
+        from experiments.stopping import StopRequest
+
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("went on", flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+            print("and on", flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == "went on\n"
+    noted, ended = done.stderr.splitlines()
+    assert noted.startswith("stopping after the steps under way")
+    assert ended == "ended at once; what was saved before is whole"
 
 
 def test_ctrl_c_is_not_lost_in_a_callback_whose_errors_are_dropped():
