@@ -12,17 +12,17 @@ from flax_lstm import params_from_torch
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 
-# Of torch's options; out of its ranges too.
+# Of torch's options; now and then out of its ranges.
 OPTIONS = {
     "input_size": st.integers(1, 4),
-    "hidden_size": st.integers(0, 5),
-    "num_layers": st.integers(0, 3),
+    "hidden_size": st.sampled_from([1, 2, 3, 4, 5] * 3 + [0]),
+    "num_layers": st.sampled_from([1, 2, 3] * 4 + [0]),
     "bias": st.booleans(),
     "batch_first": st.booleans(),
-    "dropout": st.sampled_from([0.0, 0.0, 0.0, 1.5, -0.1]),
+    "dropout": st.sampled_from([0.0] * 14 + [1.5, -0.1]),
     "bidirectional": st.booleans(),
 }
-OF_LSTM = {"proj_size": st.sampled_from([0, 0, 1, 2, 5])}
+OF_LSTM = {"proj_size": st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5])}
 
 
 @st.composite
@@ -32,7 +32,8 @@ def runs(draw, kinds):
     of_kind = OF_LSTM if kind == "lstm" else {}
     options = draw(st.fixed_dictionaries(OPTIONS | of_kind))
     features = draw(st.sampled_from([options["input_size"]] * 5 + [5]))
-    steps, batch = draw(st.integers(0, 5)), draw(st.integers(1, 4))
+    steps = draw(st.sampled_from([1, 2, 3, 4, 5] * 3 + [0]))
+    batch = draw(st.integers(1, 4))
     leading = (batch, steps) if options["batch_first"] else (steps, batch)
     shape = draw(st.sampled_from([leading] * 5 + [(steps,), (2, *leading)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
@@ -84,6 +85,7 @@ def ours(kind, options, x, lengths, weights, implementation):
 
 
 def check(run, implementation):
+    """Returns whether there was a result to compare."""
     expected = torchs(*run)
     weights = None if expected is None else expected[0]
     with jax.enable_x64(True):
@@ -92,6 +94,21 @@ def check(run, implementation):
         if expected is not None:
             for a, b in zip(got, expected[1], strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    return expected is not None
+
+
+def check_drawn(kinds, implementation, examples):
+    """Of `examples` drawn runs a sixth at least has a result."""
+    compared = []
+
+    @given(runs(kinds))
+    @settings(max_examples=examples)
+    def check_one(run):
+        compared.append(check(run, implementation))
+
+    check_one()
+    assert sum(compared) >= examples / 6
+    assert not all(compared)
 
 
 OTHERS = sorted(set(KINDS) - {"lstm"})
@@ -106,15 +123,11 @@ OTHERS = sorted(set(KINDS) - {"lstm"})
         pytest.param(OTHERS, "scan", id="gru_or_rnn", marks=pytest.mark.slow),
     ],
 )
-@given(data=st.data())
-@settings(max_examples=30)
-def test_same_result_or_both_refuse(kinds, implementation, data):
-    check(data.draw(runs(kinds)), implementation)
+def test_same_result_or_both_refuse(kinds, implementation):
+    check_drawn(kinds, implementation, examples=30)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*dropout")
-@given(runs(["lstm"]))
-@settings(max_examples=400)
-def test_same_result_or_both_refuse_many_times(run):
-    check(run, "fused")
+def test_same_result_or_both_refuse_many_times():
+    check_drawn(["lstm"], "fused", examples=400)
