@@ -22,8 +22,10 @@ class Sizes(NamedTuple):
         return step_bytes(self.batch, self.steps, self.hidden, self.layers)
 
     def flop(self, kind: str) -> int:
-        """Additions and multiplications of the stack's products in `training`, a step,
-        or `inference`, a batch: all that the arithmetic takes but for a hundredth.
+        """Additions and multiplications of the stack's products.
+
+        Of a step, if `kind` is "training", or a batch, if it is "inference". What else
+        the stack computes is not counted.
         """
         rows = 2 * self.batch * self.steps * 4 * self.hidden
         of_inputs = rows * self.inputs

@@ -100,28 +100,26 @@ _ON_GPU: list[_Column] = [
     ("by the kernel / torch", _ratio(TORCH, KERNEL)),
 ]
 
-_OURS_AND_TORCH: list[_Column] = [
-    ("ours", _time(ALL)),
-    ("torch", _time(TORCH)),
-    ("ratio", _ratio(TORCH)),
-]
-_FLAX: list[_Column] = [("Flax's RNN", _time(FLAX)), ("ratio", _ratio(FLAX))]
+_OURS: _Column = ("ours", _time(ALL))
 
-_SHORT: list[_Column] = [
-    *_OURS_AND_TORCH,
-    ("torch, tuned", _time(TORCH_TUNED)),
-    ("ratio", _ratio(TORCH_TUNED)),
-    *_FLAX,
-    ("limit", _limit),
-]
+
+def _beside(heading: str, name: str, spread: bool = False) -> list[_Column]:
+    """Somebody's time, and ours over it."""
+    return [(heading, _time(name)), ("ratio", _ratio(name, spread=spread))]
+
+
+def _beside_all(spread: bool) -> list[_Column]:
+    return [
+        _OURS,
+        *_beside("torch", TORCH, spread),
+        *_beside("torch, tuned", TORCH_TUNED, spread),
+        *_beside("Flax's RNN", FLAX, spread),
+    ]
+
+
+_SHORT = [*_beside_all(spread=False), ("limit", _limit)]
 _ALONE: list[_Column] = [
-    ("ours", _time(ALL)),
-    ("torch", _time(TORCH)),
-    ("ratio", _ratio(TORCH, spread=True)),
-    ("torch, tuned", _time(TORCH_TUNED)),
-    ("ratio", _ratio(TORCH_TUNED, spread=True)),
-    ("Flax's RNN", _time(FLAX)),
-    ("ratio", _ratio(FLAX, spread=True)),
+    *_beside_all(spread=True),
     ("ours / Flax's, memory kept", _ratio(FLAX_KEPT)),
     ("fused / torch", _ratio(TORCH, FUSED)),
     *_ON_GPU,
@@ -147,10 +145,10 @@ _ALONE_ROWS = [
     ),
 ]
 _TOGETHER: list[_Column] = [
-    *_OURS_AND_TORCH,
-    ("torch.compile", _time(TORCH_COMPILED)),
-    ("ratio", _ratio(TORCH_COMPILED)),
-    *_FLAX,
+    _OURS,
+    *_beside("torch", TORCH),
+    *_beside("torch.compile", TORCH_COMPILED),
+    *_beside("Flax's RNN", FLAX),
     ("fused / torch", _ratio(TORCH, FUSED)),
     *_ON_GPU,
 ]

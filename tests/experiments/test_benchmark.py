@@ -157,7 +157,7 @@ def test_a_ratio_is_that_of_the_rounds():
 
 
 def test_the_arithmetic_of_a_step():
-    # Two gates' worth of an addition and a multiplication a weight, row and step.
+    # An addition and a multiplication a weight, row and step.
     forward = 2 * 4 * 3 * (4 * 4) * (2 + 4 + 4 + 4)
     assert TINY.flop("inference") == forward
     # The gradient of the inputs of the first layer is not asked for.
