@@ -17,6 +17,7 @@ axes. Elsewhere, in a program that XLA itself spreads over devices, and in one t
 its place.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from flax_lstm._meant_primitive import (
     transpose_each_other,
     varying_alike,
 )
-from flax_lstm._native_meaning import GATES, GRADIENTS, KNOWN, LINEAR
+from flax_lstm._native_meaning import GATES, GRADIENTS, KEPT, KNOWN, LINEAR
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
@@ -39,15 +40,30 @@ from flax_lstm.native.cores import usable_cores
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
 
+# Of the arguments of `backward_p`.
+_KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + GATES)
 
-def lower_to_loop(primitive, meant: Meaning, target: str, scratch_size=None) -> None:
+
+def lower_to_loop(
+    primitive,
+    meant: Meaning,
+    target: str,
+    overwritten: range = range(0),
+    scratch_size: Callable[..., int] | None = None,
+) -> None:
     """Has `primitive` call a CPU's loop where one can be called.
 
-    A loop with scratch has it as its last result: among XLA's own buffers it is
-    shared with whatever else needs memory at another time.
+    Args:
+        primitive: whose lowering it becomes.
+        meant: its meaning, where none can be called.
+        target: the loop's name.
+        overwritten: arguments in whose memory the loop works: results behind its own.
+            XLA copies those that somebody else still needs.
+        scratch_size: of the arguments, how many numbers of scratch the loop needs: its
+            last result. Among XLA's own buffers it is shared with whatever else needs
+            memory at another time.
     """
     lower_meant = mlir.lower_fun(meant, multiple_results=True)
-    called = jax.ffi.ffi_lowering(target)
 
     def lower(context, *arguments, how, **params):
         devices = devices_that_call(context.module_context)
@@ -55,11 +71,18 @@ def lower_to_loop(primitive, meant: Meaning, target: str, scratch_size=None) -> 
             return lower_meant(context, *arguments, how=how, **params)
         library.CPU.register()
         params |= {"reverse": how.reverse, "threads": max(1, usable_cores() // devices)}
-        if scratch_size is None:
-            return called(context, *arguments, **params)
-        scratch = jax.core.ShapedArray((scratch_size(*context.avals_in),), jnp.float32)
-        context = context.replace(avals_out=[*context.avals_out, scratch])
-        return called(context, *arguments, **params)[:-1]
+        known, results = context.avals_in, context.avals_out
+        scratch = [] if scratch_size is None else [scratch_size(*known)]
+        others = [known[index] for index in overwritten]
+        others += [jax.core.ShapedArray((size,), jnp.float32) for size in scratch]
+        call = jax.ffi.ffi_lowering(
+            target,
+            operand_output_aliases={
+                index: len(results) + n for n, index in enumerate(overwritten)
+            },
+        )
+        context = context.replace(avals_out=[*results, *others])
+        return call(context, *arguments, **params)[: len(results)]
 
     mlir.register_lowering(primitive, lower, platform="cpu")
 
@@ -84,8 +107,8 @@ def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
     """An upper bound of what `Backward::scratch_size` asks for."""
     steps, batch, inputs = x.shape
     units = kernel.shape[-1]
-    rows, most_inputs = steps * batch, inputs + units + _MOST_ROWS_A_TILE
-    return rows * GATES * units + (rows + _ROWS_A_CHUNK) * most_inputs
+    most_inputs = inputs + units + _MOST_ROWS_A_TILE
+    return (steps * batch + _ROWS_A_CHUNK) * most_inputs
 
 
 forward_p = primitive_of("flax_lstm_forward", meaning.forward)
@@ -95,7 +118,13 @@ tangents_p = primitive_of("flax_lstm_tangents", meaning.tangents)
 
 lower_to_loop(forward_p, meaning.forward, "flax_lstm_forward")
 lower_to_loop(forward_keeping_p, meaning.forward_keeping, "flax_lstm_forward_keeping")
-lower_to_loop(backward_p, meaning.backward, "flax_lstm_backward", _scratch_size)
+lower_to_loop(
+    backward_p,
+    meaning.backward,
+    "flax_lstm_backward",
+    overwritten=_KEPT_GATES,
+    scratch_size=_scratch_size,
+)
 
 lower_to_kernel(
     forward_p,

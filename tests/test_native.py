@@ -229,6 +229,31 @@ def test_a_gradient_is_a_call_forward_and_one_backward_and_no_loop(native):
     assert "keeping" not in text
 
 
+def test_a_gradient_is_written_where_the_gates_were(native):
+    steps, batch, units = 50, 16, 64
+    loops, _, arguments = setting(steps, batch, 1, units)
+    compiled = jax.jit(jax.grad(lambda *a: loops(*a)[0])).lower(*arguments).compile()
+    a_number_a_unit = np.dtype(np.float32).itemsize * steps * batch * units
+    # The gates and the cell state, y, its gradient, and h as a product reads it.
+    held = compiled.memory_analysis().temp_size_in_bytes / a_number_a_unit
+    assert 6 < held < 9.5
+    assert " copy(" not in compiled.as_text()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["by_itself", "in_a_program"])
+def test_a_pullback_leaves_what_it_is_called_with_again(compiled, native):
+    loops, fused, arguments = setting(3, 4, 2, 5, bidirectional=True)
+
+    def gradients(loss, *arguments):
+        value, pullback = jax.vjp(lambda *a: loss(*a)[0], *arguments)
+        return [pullback(scale * jnp.ones_like(value)) for scale in (1.0, -2.0, 1.0)]
+
+    run = jax.jit(gradients, static_argnums=0) if compiled else gradients
+    first, other, again = run(loops, *arguments)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert_close([first, other], run(fused, *arguments)[:2])
+
+
 def test_an_inputs_gradient_that_nobody_asks_for_is_not_computed(native):
     loops, _, arguments = setting(3, 4, 2, 5)
 

@@ -2,7 +2,8 @@
 //
 // The loop runs from the last step to the first and holds, for some rows, the gates'
 // gradients dz and one product, dz·[W_h, W_x]ᵀ, which gives the gradients of the step's
-// h and x. The weights' gradients are one product of all steps after it.
+// h and x. The weights' gradients are one product of all steps after it. dz is written
+// where the gates were.
 
 #pragma once
 
@@ -21,15 +22,16 @@ struct Backward : Layer {
   const float* x;                    // (T, B, I)
   Gates w_x, w_h;                    // (I, H), (H, H)
   const float *h_0, *y;              // (B, H), (T, B, H)
-  const float* kept[kKept];          // (T, B, H)
+  float* d_z[kGates];                // (T, B, H); before, the gates themselves.
+  const float* c;                    // (T, B, H), which the steps started from.
   const float *d_y, *d_h_n, *d_c_n;  // (T, B, H), (B, H), (B, H)
   float* d_x;                        // (T, B, I), or null if nobody asks for it.
   GateGradients d_w_x, d_w_h, d_b;   // (I, H), (H, H), (H,)
   float *d_h_0, *d_c_0;              // (B, H); inside the loop, of h and c.
-  float* scratch;                    // (scratch_size(),)
+  float* scratch;  // (scratch_size(),): [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t scratch_size() const {
-    return steps * batch * width() + chunks() * chunk_size();
+    return chunks() * chunk_size();
   }
 
   void run(xla::ffi::ThreadPool& pool) {
@@ -41,8 +43,6 @@ struct Backward : Layer {
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + of_h * panel_size();
-    d_z_ = scratch;
-    packed_ins_ = scratch + steps * batch * width();
     std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
     std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
 
@@ -55,12 +55,11 @@ struct Backward : Layer {
     });
     const auto give_h = [&](int64_t s, int64_t panel, Share rows) {
       const int64_t t = time(s);
-      multiply({d_z_ + t * batch * width(), w_h, packed_h_, d_h_0, units, t}, panel,
-               rows);
+      multiply({t * batch, w_h, packed_h_, d_h_0, units, t}, panel, rows);
     };
     const auto give_x = [&](int64_t t, int64_t panel, Share rows) {
       float* to = d_x + t * batch * inputs;
-      multiply({d_z_ + t * batch * width(), w_x, packed_x_, to, inputs}, panel, rows);
+      multiply({t * batch, w_x, packed_x_, to, inputs}, panel, rows);
     };
     if (by_units) {
       // A step is two phases: all gates' gradients first, then what they give.
@@ -98,8 +97,8 @@ struct Backward : Layer {
   }
 
  private:
-  // Rows of a panel that are multiplied at once, for it to stay in a core's cache.
-  static constexpr int64_t kDepth = 512;
+  // Units whose rows of a panel are multiplied at once, for it to stay in a core's cache.
+  static constexpr int64_t kUnitsAtOnce = 128;
   static constexpr int64_t kRowsAtOnce = 128;
 
   // Up to so many rows laying out large weights costs more than it gains, and up to so
@@ -109,8 +108,6 @@ struct Backward : Layer {
 
   bool in_place_;                // Weights are read as they are.
   float *packed_h_, *packed_x_;  // Else panels of transposed weights.
-  float* d_z_;                   // (T, B, 4·H)
-  float* packed_ins_;            // [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t width() const { return kGates * units; }
   int64_t panel_size() const { return width() * kPanel; }
@@ -139,36 +136,38 @@ struct Backward : Layer {
   void gates_of(int64_t s, Share rows) const {
     const int64_t t = time(s);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      float* d_z = d_z_ + (t * batch + row) * width();
       if (!counts(t, row)) {
-        std::fill_n(d_z, width(), 0.0f);
+        const int64_t in_steps = (t * batch + row) * units;
+        for (float* d_gate : d_z) std::fill_n(d_gate + in_steps, units, 0.0f);
         continue;
       }
       for (int64_t unit = 0; unit < units; unit += kLanes) {
         const int64_t count = units - unit, in_state = row * units + unit;
         const int64_t in_steps = t * batch * units + in_state;
-        Vector all[kKept];
-        for (int n = 0; n < kKept; ++n) all[n] = load(kept[n] + in_steps, count);
-        const auto [i, f, g, o, c] = all;
-        const Vector tanh_c = tanh(f * c + i * g);
+        Vector gates[kGates];
+        for (int n = 0; n < kGates; ++n) gates[n] = load(d_z[n] + in_steps, count);
+        const auto [i, f, g, o] = gates;
+        const Vector c_before = load(c + in_steps, count);
+        const Vector tanh_c = tanh(f * c_before + i * g);
         const Vector d_h = load(d_h_0 + in_state, count) + load(d_y + in_steps, count);
         const Vector d_c =
             load(d_c_0 + in_state, count) + d_h * o * (1.0f - tanh_c * tanh_c);
-        store(d_z + unit, d_c * g * i * (1.0f - i), count);
-        store(d_z + units + unit, d_c * c * f * (1.0f - f), count);
-        store(d_z + 2 * units + unit, d_c * i * (1.0f - g * g), count);
-        store(d_z + 3 * units + unit, d_h * tanh_c * o * (1.0f - o), count);
+        store(d_z[kI] + in_steps, d_c * g * i * (1.0f - i), count);
+        store(d_z[kF] + in_steps, d_c * c_before * f * (1.0f - f), count);
+        store(d_z[kG] + in_steps, d_c * i * (1.0f - g * g), count);
+        store(d_z[kO] + in_steps, d_h * tanh_c * o * (1.0f - o), count);
         store(d_c_0 + in_state, d_c * f, count);
       }
     }
   }
 
-  // to (rows, outs) = dz (rows, 4·H)·Wᵀ, of which a call gives a panel's columns. Rows
-  // that don't count at time t keep what they hold.
+  // to (rows, outs) = dz (rows, 4·H)·Wᵀ, of which a call gives a panel's columns; dz's
+  // rows begin with first_row of all steps'. Rows that don't count at time t keep what
+  // they hold.
   struct Product {
     static constexpr int64_t kNoTime = -1;
 
-    const float* d_z;
+    int64_t first_row;
     const Gates& w;
     const float* packed;
     float* to;
@@ -195,29 +194,40 @@ struct Backward : Layer {
                        Share rows) const {
     const float* weights = product.packed + panel * panel_size();
     float* to = product.to + panel * kPanel;
-    for (int64_t start = 0; start < width(); start += kDepth) {
-      const int64_t depth = std::min(kDepth, width() - start);
+    for (int64_t unit = 0; unit < units; unit += kUnitsAtOnce) {
       in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
-        const float* d_z_rows[R];
-        Vector sums[R][N];
-        for (int r = 0; r < R; ++r) {
-          const int64_t row = first + r;
-          d_z_rows[r] = product.d_z + row * width() + start;
-          const bool adds = start > 0 || keeps(product, row);
-          for (int n = 0; n < N; ++n) {
-            const int64_t column = n * kLanes;
-            sums[r][n] = adds ? load(to + row * product.outs + column, count - column)
-                              : Vector{};
-          }
-        }
-        add_products<R, N>(sums, d_z_rows, weights + start * N * kLanes, depth);
-        for (int r = 0; r < R; ++r) {
-          for (int n = 0; n < N; ++n) {
-            const int64_t column = n * kLanes;
-            store(to + (first + r) * product.outs + column, sums[r][n], count - column);
-          }
-        }
+        bool adds[R];
+        for (int r = 0; r < R; ++r) adds[r] = unit > 0 || keeps(product, first + r);
+        multiply_tile<R, N>(product.first_row + first, unit, weights,
+                            to + first * product.outs, product.outs, count, adds);
       });
+    }
+  }
+
+  // Some rows of all that, by kUnitsAtOnce of all gates' units. A function of its own: all
+  // registers are its sums' then.
+  template <int R, int N>
+  __attribute__((noinline)) void multiply_tile(int64_t first, int64_t unit,
+                                               const float* weights, float* to,
+                                               int64_t outs, int64_t count,
+                                               const bool (&adds)[R]) const {
+    const int64_t depth = std::min(kUnitsAtOnce, units - unit);
+    Vector sums[R][N];
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t column = n * kLanes;
+        sums[r][n] = adds[r] ? load(to + r * outs + column, count - column) : Vector{};
+      }
+    }
+    for (int gate = 0; gate < kGates; ++gate) {
+      const float* panel = weights + (gate * units + unit) * N * kLanes;
+      add_products(sums, d_z[gate] + first * units + unit, units, panel, depth);
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t column = n * kLanes;
+        store(to + r * outs + column, sums[r][n], count - column);
+      }
     }
   }
 
@@ -229,12 +239,14 @@ struct Backward : Layer {
       in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
         Vector sums[R][C] = {};
         for (int gate = 0; gate < kGates; ++gate) {
-          const float* d_z = product.d_z + first * width() + gate * units;
+          const float* d_gate = d_z[gate] + (product.first_row + first) * units;
           const float* w = product.w[gate] + column * units;
           const auto add = [&](int64_t unit, int64_t count)
                                __attribute__((always_inline)) {
             Vector d_z_of[R];
-            for (int r = 0; r < R; ++r) d_z_of[r] = load(d_z + r * width() + unit, count);
+            for (int r = 0; r < R; ++r) {
+              d_z_of[r] = load(d_gate + r * units + unit, count);
+            }
             for (int c = 0; c < C; ++c) {
               const Vector weights = load(w + c * units + unit, count);
               for (int r = 0; r < R; ++r) sums[r][c] += d_z_of[r] * weights;
@@ -274,14 +286,14 @@ struct Backward : Layer {
   void pack_ins(int64_t chunk) const {
     const int64_t start = chunk * chunk_rows();
     const int64_t depth = std::min(chunk_rows(), steps * batch - start);
-    const Scratch scratch(tiles() * kRows);
-    float* in = scratch.get();
+    const Scratch memory(tiles() * kRows);
+    float* in = memory.get();
     std::fill_n(in + ins() - 1, tiles() * kRows - ins() + 1, 1.0f);
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t s = (start + k) / batch, row = (start + k) % batch;
       std::memcpy(in, x + (time(s) * batch + row) * inputs, inputs * sizeof(float));
       std::memcpy(in + inputs, h_before(s, row), units * sizeof(float));
-      float* to = packed_ins_ + chunk * chunk_size() + k * kRows;
+      float* to = scratch + chunk * chunk_size() + k * kRows;
       for (int64_t tile = 0; tile < tiles(); ++tile) {
         std::memcpy(to + tile * chunk_rows() * kRows, in + tile * kRows,
                     kRows * sizeof(float));
@@ -303,25 +315,22 @@ struct Backward : Layer {
     const int64_t total = steps * batch, z_size = chunk_rows() * kPanel;
     const int64_t sums_size = tiles() * kRows * kPanel;
     const Scratch memory(panels * (z_size + sums_size));
-    float* d_z = memory.get();            // (panels, chunk_rows, kPanel)
-    float* sums = d_z + panels * z_size;  // (panels, ins, kPanel)
+    float* columns = memory.get();            // (panels, chunk_rows, kPanel) of dz
+    float* sums = columns + panels * z_size;  // (panels, ins, kPanel)
     std::fill_n(sums, panels * sums_size, 0.0f);
+    // Behind the last column.
+    if (width() % kPanel != 0) std::fill_n(columns + (panels - 1) * z_size, z_size, 0.0f);
     for (int64_t start = 0; start < total; start += chunk_rows()) {
       const int64_t depth = std::min(chunk_rows(), total - start);
-      for (int64_t k = 0; k < depth; ++k) {
-        const int64_t s = (start + k) / batch, row = (start + k) % batch;
-        const float* from = d_z_ + (time(s) * batch + row) * width();
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          const int64_t column = (first_panel + panel) * kPanel;
-          copy_padded(from + column, width() - column, d_z + panel * z_size + k * kPanel);
-        }
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        copy_columns(first_panel + panel, start, depth, columns + panel * z_size);
       }
-      const float* chunk = packed_ins_ + start / chunk_rows() * chunk_size();
+      const float* chunk = scratch + start / chunk_rows() * chunk_size();
       for (int64_t tile = 0; tile < tiles(); ++tile) {
         for (int64_t panel = 0; panel < panels; ++panel) {
           add_outer_products(sums + panel * sums_size + tile * kRows * kPanel,
-                             chunk + tile * chunk_rows() * kRows, d_z + panel * z_size,
-                             depth);
+                             chunk + tile * chunk_rows() * kRows,
+                             columns + panel * z_size, depth);
         }
       }
     }
@@ -339,24 +348,44 @@ struct Backward : Layer {
     }
   }
 
-  // A panel's columns of one row of [to_i, to_f, to_g, to_o] (·, 4·H).
-  void write_columns(int64_t panel, const float* from, const GateGradients& to,
-                     int64_t row) const {
+  // Calls piece(gate, unit, count) for the gates' units that a panel's columns are.
+  template <typename Piece>
+  void in_pieces(int64_t panel, const Piece& piece) const {
     const int64_t end = std::min((panel + 1) * kPanel, width());
     for (int64_t column = panel * kPanel; column < end;) {
       const int64_t gate = column / units, unit = column % units;
       const int64_t count = std::min(units - unit, end - column);
-      std::memcpy(to[gate] + row * units + unit, from, count * sizeof(float));
+      piece(gate, unit, count);
       column += count;
-      from += count;
     }
   }
 
-  // kPanel numbers, of which `count` are there.
-  static void copy_padded(const float* from, int64_t count, float* to) {
-    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-      store(to + lane, lane < count ? load(from + lane, count - lane) : Vector{});
-    }
+  // A panel's columns of dz, of `depth` rows in the steps' order from `start` on.
+  void copy_columns(int64_t panel, int64_t start, int64_t depth, float* to) const {
+    in_pieces(panel, [&](int64_t gate, int64_t unit, int64_t count) {
+      int64_t s = start / batch, row = start % batch;
+      for (int64_t k = 0; k < depth; ++k) {
+        const float* from = d_z[gate] + (time(s) * batch + row) * units + unit;
+        for (int64_t lane = 0; lane < count; lane += kLanes) {
+          const int64_t rest = count - lane;
+          store(to + k * kPanel + lane, load(from + lane, rest), rest);
+        }
+        if (++row == batch) {
+          row = 0;
+          ++s;
+        }
+      }
+      to += count;
+    });
+  }
+
+  // A panel's columns of one row of [to_i, to_f, to_g, to_o] (·, 4·H).
+  void write_columns(int64_t panel, const float* from, const GateGradients& to,
+                     int64_t row) const {
+    in_pieces(panel, [&](int64_t gate, int64_t unit, int64_t count) {
+      std::memcpy(to[gate] + row * units + unit, from, count * sizeof(float));
+      from += count;
+    });
   }
 
   // sums (kRows, kPanel) += Σ_k in[k] ⊗ panel[k]

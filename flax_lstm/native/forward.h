@@ -117,13 +117,9 @@ struct Forward : Layer {
     const float* from = x + first_row_ahead() * inputs;
     float* to = z_x_ + block * rows_ahead() * kPanel;
     in_tiles(0, rows_ahead(), [&]<int R>(int64_t first) {
-      const float* x_rows[R];
       Vector z[R][kGates];
-      for (int r = 0; r < R; ++r) {
-        x_rows[r] = from + (first + r) * inputs;
-        load_gates(z[r], panel);
-      }
-      add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+      for (int r = 0; r < R; ++r) load_gates(z[r], panel);
+      add_products(z, from + first * inputs, inputs, panel + kPanel, inputs);
       for (int r = 0; r < R; ++r) {
         float* row = to + (first + r) * kPanel;
         for (int gate = 0; gate < kGates; ++gate) store(row + gate * kLanes, z[r][gate]);
@@ -149,12 +145,8 @@ struct Forward : Layer {
   void tile(int64_t s, int64_t block, int64_t first, const float* h) const {
     const int64_t t = time(s), unit = block * kLanes, count = units - unit;
     const int64_t step_row = t * batch + first;
-    const float *x_rows[R], *h_rows[R];
+    const float* h_rows = h + first * units;
     Vector z[R][kGates];
-    for (int r = 0; r < R; ++r) {
-      x_rows[r] = x + (step_row + r) * inputs;
-      h_rows[r] = h + (first + r) * units;
-    }
     if (z_x_ != nullptr) {
       const int64_t row = block * rows_ahead() + step_row - first_row_ahead();
       const float* from = z_x_ + row * kPanel;
@@ -162,9 +154,9 @@ struct Forward : Layer {
     } else {
       const float* panel = packed_x_ + block * x_panel_size();
       for (int r = 0; r < R; ++r) load_gates(z[r], panel);
-      add_products<R, kGates>(z, x_rows, panel + kPanel, inputs);
+      add_products(z, x + step_row * inputs, inputs, panel + kPanel, inputs);
     }
-    add_products<R, kGates>(z, h_rows, packed_h_ + block * units * kPanel, units);
+    add_products(z, h_rows, units, packed_h_ + block * units * kPanel, units);
 
     for (int r = 0; r < R; ++r) {
       const int64_t in_state = (first + r) * units + unit;
@@ -175,7 +167,7 @@ struct Forward : Layer {
       const Vector new_c = f * c + i * g;
       const Vector new_h = o * tanh(new_c);
       const bool is_valid = counts(t, first + r);
-      const Vector h_after = is_valid ? new_h : load(h_rows[r] + unit, count);
+      const Vector h_after = is_valid ? new_h : load(h_rows + r * units + unit, count);
       store(c_n + in_state, is_valid ? new_c : c, count);
       store(y + in_steps, is_valid ? new_h : Vector{}, count);
       if (valid != nullptr) store(h_[(s + 1) % 2] + in_state, h_after, count);

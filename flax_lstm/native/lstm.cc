@@ -1,6 +1,7 @@
 // The loops of `implementation='native'` as XLA calls them; see `_native_lstm.py`,
 // whose order of arguments and results this is.
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -71,7 +72,9 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
   next.read(loop.w_h);
   read_h_0(next, loop, loop.h_0);
   next.read(loop.y);
-  next.read(loop.kept);
+  const float* gates[flax_lstm::kGates];
+  next.read(gates);
+  next.read(loop.c);
   next.read(loop.d_y);
   next.read(loop.d_h_n);
   next.read(loop.d_c_n);
@@ -83,6 +86,11 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
   next.write(loop.d_b);
   next.write(loop.d_h_0);
   next.write(loop.d_c_0);
+  next.write(loop.d_z);
+  const bool is_in_place = std::equal(gates, gates + flax_lstm::kGates, loop.d_z);
+  if (loop.scratch_size() > 0 && !is_in_place) {
+    return ffi::Error::InvalidArgument("the gates and their gradients are two arrays");
+  }
   loop.reverse = reverse;
   loop.share_out(threads);
   ffi::AnyBuffer scratch = next.result();

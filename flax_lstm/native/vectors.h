@@ -100,21 +100,20 @@ FLAX_LSTM_INLINE Vector tanh(Vector x) {
 
 FLAX_LSTM_INLINE Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
 
-// sums[r][n] += Σ_k rows[r][k] · panel[k][n], where a panel holds N vectors a k. The
-// order of a sum does not depend on R, and every product is added by the same kind of
+// sums[r][n] += Σ_k rows[r·stride + k] · panel[k][n], where a panel holds N vectors a k.
+// The order of a sum does not depend on R, and every product is added by the same kind of
 // instruction: whichever tile a row is in, it gets the same bits.
 template <int R, int N>
-FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N],
-                                   const float* const (&rows)[R],
-                                   const float* panel, int64_t count) {
+FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N], const float* rows,
+                                   int64_t stride, const float* panel, int64_t count) {
   // What is not read elsewhere by a number that is known late stays in registers.
   Vector local[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) local[r][n] = sums[r][n];
   }
-  for (int64_t k = 0; k < count; ++k, panel += N * kLanes) {
+  for (int64_t k = 0; k < count; ++k, ++rows, panel += N * kLanes) {
     Vector x[R];
-    for (int r = 0; r < R; ++r) x[r] = splat(rows[r][k]);
+    for (int r = 0; r < R; ++r) x[r] = splat(rows[r * stride]);
     for (int n = 0; n < N; ++n) {
       const Vector weights = load(panel + n * kLanes);
       for (int r = 0; r < R; ++r) local[r][n] += x[r] * weights;
