@@ -3,7 +3,8 @@
 And the least optimised code that XLA:CPU makes, unless XLA_FLAGS is set (with
 `--xla_backend_optimization_level=3`, its default, the code is a user's; `.ci/run` runs
 some so, too): what is checked is the formulas, and compiling takes most of the time.
-Processes that a test starts have a user's code.
+Processes that a test starts train for some seconds: their code is optimised, but by the
+cheap passes only.
 """
 
 import os
@@ -15,21 +16,24 @@ import pytest
 from kinds import KINDS, Variant, lay_out_as_elsewhere, lay_out_as_if_large
 
 _XLA_FLAGS = "XLA_FLAGS"
-_LEAST_OPTIMISED = [
-    "--xla_backend_optimization_level=0",
+_CHEAPLY_OPTIMISED = [
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
 if jax.__version_info__ < (0, 11):  # Which has no other way any more.
-    _LEAST_OPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
+    _CHEAPLY_OPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
+
+_LEAST_OPTIMISED = ["--xla_backend_optimization_level=0", *_CHEAPLY_OPTIMISED]
 
 # Before the first array: later, the number of devices cannot change. It is the
 # number of CPU devices only, and does nothing to an accelerator's.
 jax.config.update("jax_num_cpu_devices", 8)
-if _XLA_FLAGS not in os.environ:
+_OF_PROCESSES = " ".join(_CHEAPLY_OPTIMISED)
+# xdist's workers have the flags of the process that started them.
+if os.environ.get(_XLA_FLAGS, _OF_PROCESSES) == _OF_PROCESSES:
     os.environ[_XLA_FLAGS] = " ".join(_LEAST_OPTIMISED)
-    jax.devices()  # Which reads them; a test's own processes shall not.
-    del os.environ[_XLA_FLAGS]
+    jax.devices()  # Which reads them.
+    os.environ[_XLA_FLAGS] = _OF_PROCESSES
 # An accelerator's default (TF32, bfloat16 passes) is off by 1e-3; the tolerances
 # in these tests are those of the dtype.
 jax.config.update("jax_default_matmul_precision", "highest")

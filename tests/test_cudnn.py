@@ -162,9 +162,18 @@ DERIVATIVES = {
     "reverse_of_forward": lambda f, *a: jax.grad(partial(along, f), (0, 1))(*a),
     "reverse_of_a_checkpoint": lambda f, *a: jax.grad(jax.checkpoint(f), (0, 1))(*a),
 }
+COMPILE_LONG = ("reverse_of_reverse", "reverse_of_forward")
 
 
-@pytest.mark.parametrize("kind", DERIVATIVES)
+# Some take half a minute to compile; their rules are the native loops', too, which
+# test_native.py has in the default run.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=pytest.mark.slow if k in COMPILE_LONG else ())
+        for k in DERIVATIVES
+    ],
+)
 def test_derivatives_of_every_kind(cudnn, kind):
     lengths = np.array([0, 3, T, 1])
     results = []

@@ -11,6 +11,7 @@ import time
 import compiled_loops
 import jax
 import pytest
+from beside_fused import slow_but
 
 from experiments.benchmark import (
     child,
@@ -300,12 +301,15 @@ def dying_work():
     return lambda: os._exit(3)
 
 
+# One of each way to make the work and to set malloc.
+ALONE_BY_DEFAULT = (contenders.CHUNK, contenders.FLAX_KEPT, contenders.TORCH)
+
+
 @pytest.mark.parametrize(
     "kind", ["training", pytest.param("inference", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("name", contenders.alone())
-def test_a_contender_works_in_a_process_of_its_own(name, kind):
-    entry = contenders.alone()[name]
+@pytest.mark.parametrize("entry", slow_but(contenders.alone(), ALONE_BY_DEFAULT))
+def test_a_contender_works_in_a_process_of_its_own(entry, kind):
     with child.working(entry.work, kind, TINY) as calls:
         assert calls(1) > 0
         assert calls(2) > 0

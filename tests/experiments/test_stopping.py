@@ -30,8 +30,8 @@ from experiments.stopping import StopRequest
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Long epochs, so that a run can be stopped inside one.
 WIDE = ("--batch_size=1", "--hidden_size=256")
-LONG = ("--num_epochs=4", "--dropout=0.1", *WIDE)
-LONG_BEST = ("--recipe=best", "--num_epochs=4", *WIDE)
+LONG = ("--num_epochs=3", "--dropout=0.1", *WIDE)
+LONG_BEST = ("--recipe=best", "--num_epochs=3", *WIDE)
 
 
 def start(workdir, *flags, **options):
