@@ -30,9 +30,7 @@ struct Backward : Layer {
   float *d_h_0, *d_c_0;              // (B, H); inside the loop, of h and c.
   float* scratch;  // (scratch_size(),): [x, h, 1] in chunks of rows, tiles of columns.
 
-  int64_t scratch_size() const {
-    return chunks() * chunk_size();
-  }
+  int64_t scratch_size() const { return chunks() * chunk_size(); }
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t of_h = divided_up(units, kPanel);
@@ -204,8 +202,8 @@ struct Backward : Layer {
     }
   }
 
-  // Some rows of all that, by kUnitsAtOnce of all gates' units. A function of its own: all
-  // registers are its sums' then.
+  // Some rows of all that, by kUnitsAtOnce of all gates' units. A function of its own:
+  // inside the loops above GCC kept some of the sums in memory.
   template <int R, int N>
   __attribute__((noinline)) void multiply_tile(int64_t first, int64_t unit,
                                                const float* weights, float* to,
