@@ -98,7 +98,7 @@ def fuse_over_time(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def lstm(
+def traced_anew(
     reverse: bool,
     weights: Weights,
     x: jax.Array,
@@ -110,7 +110,11 @@ def lstm(
     return carry, y
 
 
-@functools.partial(lstm.defjvp, symbolic_zeros=True)
+# Layers alike are traced once, and a call outside of `jax.jit` compiles nothing anew.
+lstm = jax.jit(traced_anew, static_argnums=0)
+
+
+@functools.partial(traced_anew.defjvp, symbolic_zeros=True)
 def _lstm_jvp(reverse, primals, tangents):
     weights, x, valid, carry = primals
     d_weights, d_x, _, d_carry = tangents

@@ -8,6 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
+from flax_lstm._compiled_once import compiled_once
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
@@ -126,7 +127,7 @@ class StackedLSTM(RecurrentStack):
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": run_native_or_fused_over_time,
-        "scan": scan_over_time,
+        "scan": compiled_once(scan_over_time),
         "fused": fuse_over_time,
         "native": run_native_over_time,
     }

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell
+from flax_lstm._compiled_once import compiled_once
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._recurrence import Recurrence, scan_over_time
@@ -63,8 +64,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         "bias_init",
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
-        "auto": scan_over_time,
-        "scan": scan_over_time,
+        "auto": compiled_once(scan_over_time),
+        "scan": compiled_once(scan_over_time),
     }
     stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {}
 
@@ -219,7 +220,9 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.implementation in self.stack_implementations:
             return self.stack_implementations[self.implementation]
         recur = self.implementations[self.implementation]
-        return layer_by_layer(remat_over_time(recur) if self.remat else recur)
+        if self.remat:
+            recur = compiled_once(remat_over_time(recur))
+        return layer_by_layer(recur)
 
     @nn.nowrap
     def _drop_out(self, x):

@@ -41,7 +41,13 @@ KINDS = {
 
 def lay_out_as_if_large(monkeypatch):
     """Has products laid out as with many units, whatever their number."""
+    trace_anew(monkeypatch)
     monkeypatch.setattr(_fused_lstm, "_JOINED_BYTES", 0)
+
+
+def trace_anew(monkeypatch):
+    """Has the fused implementation not take what it was traced to before."""
+    monkeypatch.setattr(_fused_lstm, "lstm", _fused_lstm.traced_anew)
 
 
 def lay_out_as_elsewhere(monkeypatch, unroll=2):
@@ -50,6 +56,7 @@ def lay_out_as_elsewhere(monkeypatch, unroll=2):
     With so few steps one after another that the tests' short sequences have a loop
     and a rest. Returns a list that grows with every loop made so.
     """
+    trace_anew(monkeypatch)
     chosen = []
 
     def elsewhere(*arguments, cpu, default):

@@ -1,0 +1,227 @@
+"""What JAX keeps of a stack between calls, and what a kept program must not miss."""
+
+import logging
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kinds import KINDS, packed
+
+from flax_lstm import LSTMClassifier, StackedGRU, StackedLSTM, StackedRNN
+
+T, B, I, H = 4, 3, 3, 4  # noqa: E741
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+
+
+@pytest.fixture
+def compiled(caplog):
+    """How many programs were compiled since the last call."""
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+
+        def count():
+            texts = [r.getMessage() for r in caplog.records]
+            caplog.clear()
+            return sum(text.startswith("Compiling ") for text in texts)
+
+        yield count
+
+
+RUNS = [
+    pytest.param(
+        kind,
+        {"implementation": implementation, "remat": remat},
+        id=f"{kind}-{implementation}{'-remat' if remat else ''}",
+        marks=pytest.mark.slow if remat and kind != "gru" else (),
+    )
+    for kind, implementations in {
+        "lstm": ("scan", "fused", "native"),
+        "gru": ("scan",),
+        "rnn_tanh": ("auto",),
+    }.items()
+    for implementation in implementations
+    for remat in (False, True)
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), RUNS)
+def test_a_second_call_outside_of_jit_compiles_nothing(kind, options, compiled, native):
+    stack = KINDS[kind].build(I, H, 2, bidirectional=True, **options)
+    variables = stack.init(KEY, X)
+    others = jax.tree.map(lambda leaf: leaf + 1, variables)
+    hx = packed([np.ones((4, B, size), np.float32) for size in stack.state_sizes])
+    results = []
+    for given, lengths in ((variables, [1, 2, 3]), (others, [3, 0, 1])):
+        compiled()
+        results.append(stack.apply(given, X, hx, seq_lengths=lengths)[0])
+        programs = compiled()
+        assert bool(programs) == (len(results) == 1)
+    assert (results[0] != results[1]).any()
+
+
+@pytest.mark.parametrize(("kind", "options"), RUNS)
+def test_nor_does_a_second_gradient(kind, options, compiled, native):
+    stack = KINDS[kind].build(I, H, 2, **options)
+    variables = stack.init(KEY, X)
+
+    def loss(variables):
+        return stack.apply(variables, X)[0].sum()
+
+    jax.grad(loss)(variables)
+    assert compiled()
+    jax.grad(loss)(jax.tree.map(np.ones_like, variables))
+    assert not compiled()
+
+
+def test_nor_a_call_that_may_write(compiled):
+    """As of models with batch statistics."""
+    stack = StackedGRU(I, H)
+    variables = stack.init(KEY, X)
+    stack.apply(variables, X, mutable=["batch_stats"])
+    assert compiled()
+    stack.apply(variables, 2 * X, mutable=["batch_stats"])
+    assert not compiled()
+
+
+def test_nor_a_classifiers(compiled):
+    model = LSTMClassifier(hidden_size=H)
+    images = np.ones((2, 5, 28), np.float32)
+    variables = model.init(KEY, images)
+    model.apply(variables, images)
+    assert compiled()
+    model.apply(variables, 2 * images)
+    assert not compiled()
+
+
+def test_flaxs_own_rnn_is_compiled_anew_which_is_why_these_can_fail(compiled):
+    rnn = nn.RNN(nn.OptimizedLSTMCell(H))
+    variables = rnn.init(KEY, X)
+    rnn.apply(variables, X)
+    compiled()
+    rnn.apply(variables, X)
+    assert compiled()
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_layers_alike_are_traced_once_in_all_calls(implementation):
+    stack = StackedLSTM(I, H, 3, implementation=implementation)
+    variables = stack.init(KEY, X)
+
+    def programs():
+        equations = jax.make_jaxpr(stack.apply)(variables, X).eqns
+        bodies = [e.params["jaxpr"] for e in equations if "jaxpr" in e.params]
+        loops = [body for body in bodies if "scan[" in str(body)]
+        assert len(loops) == 3
+        return loops
+
+    first, second = programs(), programs()
+    for before, after in zip(first, second, strict=True):
+        assert before is after
+    if implementation == "fused":
+        assert first[1] is first[2]
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_other_options_are_another_program(implementation):
+    """Also where parameters and shapes are the same."""
+    x, variables = X, StackedLSTM(I, H).init(KEY, X)
+    stack = StackedLSTM(I, H, implementation=implementation)
+    both_ways = StackedLSTM(I, H, bidirectional=True, implementation=implementation)
+    params = variables["params"]["layer_0"]
+    forward, _ = stack.apply(variables, x)
+    output, _ = both_ways.apply(
+        {"params": {"layer_0": params, "layer_0_reverse": params}}, x
+    )
+    assert (output[..., :H] == forward).all()
+    backward, _ = stack.apply(variables, x[::-1])
+    np.testing.assert_allclose(output[..., H:], backward[::-1], atol=1e-6)
+    assert (output[..., H:] != forward).any()
+    half, _ = stack.clone(dtype=jnp.bfloat16).apply(variables, x)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_other_functions_of_a_cell_are_another_program():
+    tanh, relu = (StackedRNN(I, H, nonlinearity=name) for name in ("tanh", "relu"))
+    variables = tanh.init(KEY, X)
+    assert (tanh.apply(variables, X)[0] < 0).any()
+    assert (relu.apply(variables, X)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}])
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_the_precision_in_force_is_the_programs(implementation, options):
+    stack = StackedLSTM(I, H, implementation=implementation, **options)
+    variables = stack.init(KEY, X)
+    for precision, name in (("highest", "HIGHEST"), ("tensorfloat32", "HIGH,")):
+        with jax.default_matmul_precision(precision):
+            text = jax.jit(stack.apply).lower(variables, X).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products
+        assert all(name in line for line in products), products
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interceptors_hear_every_call(kind):
+    stack = KINDS[kind].build(I, H, implementation="scan")
+    variables = stack.init(KEY, X)
+    plain, _ = stack.apply(variables, X)
+
+    def halved(run, args, kwargs, context):
+        is_gate = isinstance(context.module, nn.Dense)
+        result = run(*args, **kwargs)
+        return 0.5 * result if is_gate else result
+
+    for _ in range(2):
+        with nn.intercept_methods(halved):
+            output, _ = stack.apply(variables, X)
+        assert (output != plain).any()
+    np.testing.assert_array_equal(stack.apply(variables, X)[0], plain)
+
+
+def test_parameters_that_are_missing_are_made_where_flax_is_told_to():
+    stack = StackedGRU(I, H, 2)
+    params = stack.init(KEY, X)["params"]
+    given = {"params": {"layer_0": params["layer_0"]}}
+    _, made = stack.apply(given, X, rngs={"params": KEY}, mutable=["params"])
+    assert jax.tree.structure(made["params"]) == jax.tree.structure(params)
+    for name, leaf in params["layer_0"]["ir"].items():
+        np.testing.assert_array_equal(made["params"]["layer_0"]["ir"][name], leaf)
+
+
+class Unhashable:
+    """An initializer that equals others by value."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return isinstance(other, Unhashable)
+
+    def __call__(self, key, shape, dtype=jnp.float32, out_sharding=None):
+        return jnp.full(shape, 0.25, dtype)
+
+
+def test_initializers_need_no_hash(compiled):
+    stack = StackedGRU(I, H, kernel_init=Unhashable())
+    variables = stack.init(KEY, X)
+    assert (variables["params"]["layer_0"]["ir"]["kernel"] == 0.25).all()
+    output, _ = stack.apply(variables, X)
+    compiled()
+    again, _ = StackedGRU(I, H, kernel_init=lambda *a: Unhashable()(*a)).apply(
+        variables, X
+    )
+    assert not compiled()
+    np.testing.assert_array_equal(again, output)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_names_the_layer(kind, remat):
+    stack = KINDS[kind].build(I, H, 2, implementation="scan", remat=remat)
+    params = stack.init(KEY, X)["params"]
+    name = next(iter(params["layer_1"]))
+    del params["layer_1"][name]
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="layer_1"):
+        stack.apply({"params": params}, X)
