@@ -58,7 +58,9 @@ def create_state(
     """A fresh state on one device; `shape` (T, I) of one example."""
     key = jax.random.key(seed)
     init_key, shuffle_key, dropout_key = jax.random.split(key, 3)
-    params = model.init(init_key, jnp.zeros((1, *shape)))["params"]
+    # Lazily: no program is compiled whose results nobody reads.
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    params = model.lazy_init(init_key, example)["params"]
     return TrainState.create(
         apply_fn=model.apply,
         params=params,

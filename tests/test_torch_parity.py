@@ -148,14 +148,17 @@ SLOW = set(LSTM_CASES).union(
 )
 
 
-def mark_of(case):
+def marks_of(case):
     if case in FAST:
         return ()
-    return pytest.mark.slow if case in SLOW else pytest.mark.long
+    # Those that share most of what is compiled, with `--dist loadgroup` in one process.
+    alike = case.kind, case.implementation, case.dtype, case.bias, case.proj_size
+    together = pytest.mark.xdist_group("-".join(map(str, (*alike, case.feed))))
+    return together, pytest.mark.slow if case in SLOW else pytest.mark.long
 
 
 PARAMETERS = [
-    pytest.param(case, id=str(case), marks=mark_of(case))
+    pytest.param(case, id=str(case), marks=marks_of(case))
     for case in LSTM_CASES + LARGE_CASES + CUDNN_CASES + NATIVE_CASES + OTHER_CASES
 ]
 

@@ -8,6 +8,8 @@ from experiments.pictures.png import save_png
 
 _SHOWN = 12
 _COLUMNS = 6
+# Inches, and the part of a column that is free on either side.
+_WIDTH, _TITLE, _ROW, _GAP = 8.6, 0.38, 2.35, 0.05
 
 
 def save_mistakes(answers: Answers, data: Dataset, path: str) -> None:
@@ -20,22 +22,30 @@ def save_mistakes(answers: Answers, data: Dataset, path: str) -> None:
     mistakes = answers.mistakes()
     shown = mistakes[:_SHOWN]
     grid_rows = max(1, -(-len(shown) // _COLUMNS))
-    figure = Figure(figsize=(8.6, 0.45 + 2.35 * grid_rows), layout="constrained")
+    height = _TITLE + _ROW * grid_rows
+    # Laid out here: of so many axes matplotlib's own layouts take as long as drawing.
+    figure = Figure(figsize=(_WIDTH, height))
     total = len(answers.labels)
     which = f"The {len(shown)} worst of" if len(shown) < len(mistakes) else "All"
     errors = f"{which} {len(mistakes):,} errors" if len(mistakes) else "No errors"
-    figure.suptitle(f"{errors} in {total:,} test examples")
-    cells = figure.subplots(
-        2 * grid_rows, _COLUMNS, height_ratios=[2.2, 1] * grid_rows, squeeze=False
+    figure.suptitle(
+        f"{errors} in {total:,} test examples", y=1 - 0.1 / height, va="top"
     )
-    for axes in cells.flat:
-        axes.set_axis_off()
     for place, index in enumerate(shown):
-        row, column = divmod(place, _COLUMNS)
-        image_axes, bar_axes = cells[2 * row : 2 * row + 2, column]
+        image_axes = _axes(figure, place, above=0.25, high=1.2)
+        bar_axes = _axes(figure, place, above=1.62, high=0.53)
         _draw_image(image_axes, answers, data, index)
         _draw_bars(bar_axes, answers, index)
     save_png(figure, path)
+
+
+def _axes(figure, place, above, high):
+    """In the cell of that number, with so many inches above, and so high."""
+    row, column = divmod(place, _COLUMNS)
+    total = figure.get_figheight()
+    bottom = total - _TITLE - _ROW * row - above - high
+    left, width = (column + _GAP) / _COLUMNS, (1 - 2 * _GAP) / _COLUMNS
+    return figure.add_axes((left, bottom / total, width, high / total))
 
 
 def _draw_image(axes, answers, data, index):
@@ -43,6 +53,7 @@ def _draw_image(axes, answers, data, index):
     axes.set_title(
         f"{answers.labels[index]} read as {answers.answers[index]}", fontsize=10
     )
+    axes.set_axis_off()
     axes.text(
         0.5, -0.02, f"test {index}", transform=axes.transAxes,
         ha="center", va="top", fontsize=7, color="gray",
@@ -55,7 +66,6 @@ def _draw_bars(axes, answers, index):
     colors = np.full(len(classes), "lightgray", dtype=object)
     label, answer = int(answers.labels[index]), int(answers.answers[index])
     colors[answer], colors[label] = "tab:orange", "tab:blue"
-    axes.set_axis_on()
     axes.bar(classes, probabilities, color=colors, width=0.8)
     # Of neighbours, the lower bar's number keeps away from the higher bar.
     beside = {1: "left", -1: "right"}.get(label - answer, "center")

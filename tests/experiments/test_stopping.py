@@ -30,7 +30,7 @@ from experiments.stopping import StopRequest
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Long epochs, so that a run can be stopped inside one.
 WIDE = ("--batch_size=1", "--hidden_size=256")
-LONG = ("--num_epochs=3", "--dropout=0.1", *WIDE)
+LONG = ("--num_epochs=2", "--dropout=0.1", *WIDE)
 LONG_BEST = ("--recipe=best", "--num_epochs=3", *WIDE)
 
 
@@ -289,7 +289,7 @@ def test_a_workdir_made_read_only_while_running_is_an_error(trained, tmp_path):
 @pytest.mark.slow
 def test_a_workdir_that_vanishes_is_an_error(tmp_path):
     workdir = tmp_path / "run"
-    process = start(workdir, *LONG)
+    process = start(workdir, *LONG[1:], "--num_epochs=3")
     wait_for_rows(workdir, 2, process)  # The first is saved, then.
     workdir.rename(tmp_path / "elsewhere")
     _, errors = process.communicate(timeout=60)
