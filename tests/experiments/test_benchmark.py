@@ -11,7 +11,6 @@ import time
 import compiled_loops
 import jax
 import pytest
-from beside_fused import slow_but
 
 from experiments.benchmark import (
     child,
@@ -305,10 +304,17 @@ def dying_work():
 ALONE_BY_DEFAULT = (contenders.CHUNK, contenders.FLAX_KEPT, contenders.TORCH)
 
 
-@pytest.mark.parametrize(
-    "kind", ["training", pytest.param("inference", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("entry", slow_but(contenders.alone(), ALONE_BY_DEFAULT))
+def processes():
+    for name, entry in contenders.alone().items():
+        first = name in ALONE_BY_DEFAULT
+        for kind, marks in (
+            ("training", () if first else pytest.mark.slow),
+            ("inference", pytest.mark.slow if first else pytest.mark.long),
+        ):
+            yield pytest.param(entry, kind, id=f"{name}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("entry", "kind"), list(processes()))
 def test_a_contender_works_in_a_process_of_its_own(entry, kind):
     with child.working(entry.work, kind, TINY) as calls:
         assert calls(1) > 0

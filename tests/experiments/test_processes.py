@@ -21,7 +21,7 @@ def start(count, workdir, *flags, of_second=()):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("XLA", "JAX"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX")}
     return [
         subprocess.Popen(
             arguments(
@@ -76,7 +76,7 @@ def assert_same_curve(workdir, expected):
         assert row["test_examples"] == other["test_examples"] == 360
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_follow_one(one_process, tmp_path, count):
     """60 steps, dropout included; and what is said is said once."""
     output, others = train_in(count, tmp_path, *FLAGS)
@@ -98,7 +98,7 @@ def wait_for_rows(workdir, count, processes):
     raise AssertionError(finish(processes))
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_one_that_is_killed_ends_the_others_and_the_job_goes_on(tmp_path, killed):
     flags = ("--num_epochs=6", "--batch_size=50")
     whole = tmp_path / "whole"

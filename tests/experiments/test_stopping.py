@@ -78,7 +78,7 @@ def uninterrupted(tmp_path_factory):
     ("flags", "number"),
     [
         (LONG, signal.SIGTERM),
-        pytest.param(LONG, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(LONG, signal.SIGINT, marks=pytest.mark.long),
         # The mean of the parameters, the schedule and the warps go on as well.
         pytest.param(LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
     ],
