@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.core.meta
 import flax.errors
 import flax.linen as nn
 import jax
@@ -22,11 +23,13 @@ from flax_lstm._recurrence import Recurrence
 def compiled_once(recur: Recurrence) -> Recurrence:
     """`recur`, traced and compiled once for all cells and arrays that are alike.
 
-    Where a cell makes parameters or is watched by interceptors, it is `recur` itself.
+    Where a cell makes parameters, can't be hashed or is watched by interceptors, it is
+    `recur` itself. It must read nothing that is set elsewhere, but for JAX's own
+    configuration: what was kept would not follow.
     """
 
     @functools.partial(jax.jit, static_argnames=("cell", "reverse"))
-    def jitted(cell, variables, carry, inputs, valid, reverse):
+    def over_time(cell, variables, carry, inputs, valid, reverse):
         def run(cell):
             return recur(cell, carry, inputs, valid=valid, reverse=reverse)
 
@@ -34,12 +37,14 @@ def compiled_once(recur: Recurrence) -> Recurrence:
 
     @functools.wraps(recur)
     def run(cell, carry, inputs, *, valid, reverse):
-        if cell.is_initializing() or _is_watched():
+        options = None if cell.is_initializing() or _is_watched() else _options(cell)
+        if options is None:
             return recur(cell, carry, inputs, valid=valid, reverse=reverse)
-        module, variables = cell.unbind()
-        module = _without_initializers(module)
+        # How a box shards what is in it is set elsewhere (`nn.logical_axis_rules`).
+        variables = flax.core.meta.unbox(cell.variables)
         try:
-            return jitted(module, variables, carry, inputs, valid, reverse)
+            with jax.named_scope(cell.name):
+                return over_time(options, variables, carry, inputs, valid, reverse)
         except flax.errors.FlaxError:
             pass
         # Parameters that are missing or misshaped: they are made, where Flax is told to
@@ -49,14 +54,20 @@ def compiled_once(recur: Recurrence) -> Recurrence:
     return run
 
 
-def _without_initializers(cell: Any) -> Any:
-    """One that equals others with the same options, and can be hashed.
+def _options(cell: Any) -> Any:
+    """A cell without variables, name and initializers; None if it can't be hashed.
 
     Parameters that are there are compared with what initializers would make, in shape.
     """
-    names = (field.name for field in dataclasses.fields(cell))
-    drawn = [name for name in names if name.endswith("_init")]
-    return cell.clone(**dict.fromkeys(drawn, nn.initializers.zeros))
+    unbound, _ = cell.unbind()
+    names = [field.name for field in dataclasses.fields(unbound)]
+    drawn = [n for n in names if n.endswith("_init") and callable(getattr(unbound, n))]
+    alike = unbound.clone(name=None, **dict.fromkeys(drawn, nn.initializers.zeros))
+    try:
+        hash(alike)
+    except TypeError:
+        return None
+    return alike
 
 
 def _is_watched() -> bool:

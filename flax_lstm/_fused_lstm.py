@@ -94,11 +94,12 @@ def fuse_over_time(
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell, inputs.shape[-1])
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
-    return lstm(reverse, weights, inputs, valid, carry)
+    with jax.named_scope(cell.name):
+        return lstm(reverse, weights, inputs, valid, carry)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def traced_anew(
+def lstm_layer(
     reverse: bool,
     weights: Weights,
     x: jax.Array,
@@ -111,10 +112,10 @@ def traced_anew(
 
 
 # Layers alike are traced once, and a call outside of `jax.jit` compiles nothing anew.
-lstm = jax.jit(traced_anew, static_argnums=0)
+lstm = jax.jit(lstm_layer, static_argnums=0)
 
 
-@functools.partial(traced_anew.defjvp, symbolic_zeros=True)
+@functools.partial(lstm_layer.defjvp, symbolic_zeros=True)
 def _lstm_jvp(reverse, primals, tangents):
     weights, x, valid, carry = primals
     d_weights, d_x, _, d_carry = tangents

@@ -1,6 +1,5 @@
 """Less memory for a long sequence: keep few states, compute the rest again."""
 
-import functools
 import math
 from typing import Any
 
@@ -12,7 +11,6 @@ from flax_lstm._cell import Carry
 from flax_lstm._recurrence import Recurrence, with_varying_axes_of
 
 
-@functools.cache
 def remat_over_time(recur: Recurrence) -> Recurrence:
     """`recur` in stretches of ⌈√T⌉ steps, of which only the carries are kept.
 

@@ -220,9 +220,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.implementation in self.stack_implementations:
             return self.stack_implementations[self.implementation]
         recur = self.implementations[self.implementation]
-        if self.remat:
-            recur = compiled_once(remat_over_time(recur))
-        return layer_by_layer(recur)
+        return layer_by_layer(remat_over_time(recur) if self.remat else recur)
 
     @nn.nowrap
     def _drop_out(self, x):

@@ -47,7 +47,7 @@ def lay_out_as_if_large(monkeypatch):
 
 def trace_anew(monkeypatch):
     """Has the fused implementation not take what it was traced to before."""
-    monkeypatch.setattr(_fused_lstm, "lstm", _fused_lstm.traced_anew)
+    monkeypatch.setattr(_fused_lstm, "lstm", _fused_lstm.lstm_layer)
 
 
 def lay_out_as_elsewhere(monkeypatch, unroll=2):

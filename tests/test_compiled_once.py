@@ -1,6 +1,7 @@
 """What JAX keeps of a stack between calls, and what a kept program must not miss."""
 
 import logging
+import re
 
 import flax.errors
 import flax.linen as nn
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from kinds import KINDS, packed
 
 from flax_lstm import LSTMClassifier, StackedGRU, StackedLSTM, StackedRNN
+from flax_lstm._lstm_cell import LSTMCell
 
 T, B, I, H = 4, 3, 3, 4  # noqa: E741
 KEY = jax.random.key(0)
@@ -30,21 +33,12 @@ def compiled(caplog):
         yield count
 
 
-RUNS = [
-    pytest.param(
-        kind,
-        {"implementation": implementation, "remat": remat},
-        id=f"{kind}-{implementation}{'-remat' if remat else ''}",
-        marks=pytest.mark.slow if remat and kind != "gru" else (),
-    )
-    for kind, implementations in {
-        "lstm": ("scan", "fused", "native"),
-        "gru": ("scan",),
-        "rnn_tanh": ("auto",),
-    }.items()
-    for implementation in implementations
-    for remat in (False, True)
-]
+RUNS = {
+    "lstm": ("scan", "fused", "native"),
+    "gru": ("scan",),
+    "rnn_tanh": ("auto",),
+}
+RUNS = [(kind, {"implementation": way}) for kind, ways in RUNS.items() for way in ways]
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS)
@@ -120,8 +114,7 @@ def test_layers_alike_are_traced_once_in_all_calls(implementation):
     first, second = programs(), programs()
     for before, after in zip(first, second, strict=True):
         assert before is after
-    if implementation == "fused":
-        assert first[1] is first[2]
+    assert first[1] is first[2]
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
@@ -189,6 +182,57 @@ def test_parameters_that_are_missing_are_made_where_flax_is_told_to():
     assert jax.tree.structure(made["params"]) == jax.tree.structure(params)
     for name, leaf in params["layer_0"]["ir"].items():
         np.testing.assert_array_equal(made["params"]["layer_0"]["ir"][name], leaf)
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}])
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_rules_in_force_shard_what_is_in_a_box(implementation, options):
+    init = nn.with_logical_partitioning(nn.initializers.normal(), ("in", "out"))
+    options = {"implementation": implementation, "kernel_init": init} | options
+    stack = StackedLSTM(I, H, **options)
+    variables = stack.init(KEY, X)
+    mesh = jax.make_mesh((2,), ("one",), axis_types=(AxisType.Auto,))
+    variables = jax.device_put(variables, NamedSharding(mesh, Spec()))
+
+    def text(*rules):
+        with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+            return jax.jit(lambda v, x: stack.apply(v, x)).lower(variables, X).as_text()
+
+    sharded = text(("in", None), ("out", "one"))
+    assert '[{}, {"one"}]' in sharded
+    assert '[{}, {"one"}]' not in text(("in", None), ("out", None))
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_what_is_run_has_the_layers_name(implementation):
+    stack = StackedLSTM(I, H, 3, implementation=implementation)
+    run = jax.jit(stack.apply).lower(stack.init(KEY, X), X).compile()
+    names = re.findall(r'op_name="([^"]*)"', run.as_text())
+    for layer in range(3):
+        assert any(f"/layer_{layer}/" in name for name in names)
+
+
+class UnhashableGate:
+    __hash__ = None
+
+    def __call__(self, z):
+        return jax.nn.sigmoid(z)
+
+
+class OfOtherGates(StackedLSTM):
+    def make_cell(self, dtype, name):
+        gate = UnhashableGate()
+        return LSTMCell(self.hidden_size, gate_fn=gate, dtype=dtype, name=name)
+
+
+def test_a_cell_that_has_no_hash_is_run_all_the_same():
+    stack, plain = (
+        kind(I, H, implementation="scan") for kind in (OfOtherGates, StackedLSTM)
+    )
+    variables = plain.init(KEY, X)
+    np.testing.assert_array_equal(
+        stack.apply(variables, X)[0], plain.apply(variables, X)[0]
+    )
 
 
 class Unhashable:
