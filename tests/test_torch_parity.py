@@ -2,7 +2,7 @@
 
 CI runs the full product of the LSTM's options, and of the other cells', and of the
 fused LSTM's other layout, a set in which every three stand together at least once
-(`-m "slow or not slow"`; `-m ''` is the full product of all). The default run takes
+(`-m "not long"`; `-m ''` is the full product of all). The default run takes
 every three of the LSTM, and every two of the others, each compiled as one program. The
 rest is called outside of `jax.jit`, where layers alike are compiled once for all cases.
 cuDNN's calls are stood in for where there is no NVIDIA GPU.
