@@ -59,10 +59,9 @@ def _options(cell: Any) -> Any:
 
     Parameters that are there are compared with what initializers would make, in shape.
     """
-    unbound, _ = cell.unbind()
-    names = [field.name for field in dataclasses.fields(unbound)]
-    drawn = [n for n in names if n.endswith("_init") and callable(getattr(unbound, n))]
-    alike = unbound.clone(name=None, **dict.fromkeys(drawn, nn.initializers.zeros))
+    names = [field.name for field in dataclasses.fields(cell)]
+    drawn = [n for n in names if n.endswith("_init") and callable(getattr(cell, n))]
+    alike = cell.clone(name=None, **dict.fromkeys(drawn, nn.initializers.zeros))
     try:
         hash(alike)
     except TypeError:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
+from beside_fused import mesh_of_cpus
+from jax.sharding import NamedSharding, PartitionSpec as Spec
 from kinds import KINDS, packed
 
 from flax_lstm import LSTMClassifier, StackedGRU, StackedLSTM, StackedRNN
@@ -33,12 +34,12 @@ def compiled(caplog):
         yield count
 
 
-RUNS = {
+WAYS = {
     "lstm": ("scan", "fused", "native"),
     "gru": ("scan",),
     "rnn_tanh": ("auto",),
 }
-RUNS = [(kind, {"implementation": way}) for kind, ways in RUNS.items() for way in ways]
+RUNS = [(kind, {"implementation": way}) for kind, ways in WAYS.items() for way in ways]
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS)
@@ -130,7 +131,8 @@ def test_other_options_are_another_program(implementation):
     )
     assert (output[..., :H] == forward).all()
     backward, _ = stack.apply(variables, x[::-1])
-    np.testing.assert_allclose(output[..., H:], backward[::-1], atol=1e-6)
+    # Numbers below 1 in float32, after four steps.
+    np.testing.assert_allclose(output[..., H:], backward[::-1], rtol=0, atol=1e-6)
     assert (output[..., H:] != forward).any()
     half, _ = stack.clone(dtype=jnp.bfloat16).apply(variables, x)
     assert half.dtype == jnp.bfloat16
@@ -191,16 +193,16 @@ def test_rules_in_force_shard_what_is_in_a_box(implementation, options):
     options = {"implementation": implementation, "kernel_init": init} | options
     stack = StackedLSTM(I, H, **options)
     variables = stack.init(KEY, X)
-    mesh = jax.make_mesh((2,), ("one",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of_cpus()
     variables = jax.device_put(variables, NamedSharding(mesh, Spec()))
 
     def text(*rules):
         with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
             return jax.jit(lambda v, x: stack.apply(v, x)).lower(variables, X).as_text()
 
-    sharded = text(("in", None), ("out", "one"))
-    assert '[{}, {"one"}]' in sharded
-    assert '[{}, {"one"}]' not in text(("in", None), ("out", None))
+    sharded = text(("in", None), ("out", "rows"))
+    assert '[{}, {"rows"}]' in sharded
+    assert '[{}, {"rows"}]' not in text(("in", None), ("out", None))
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
