@@ -94,8 +94,7 @@ def fuse_over_time(
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell, inputs.shape[-1])
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
-    with jax.named_scope(cell.name):
-        return lstm(reverse, weights, inputs, valid, carry)
+    return lstm(reverse, weights, inputs, valid, carry)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -44,13 +44,11 @@ def layer_by_layer(recur: Recurrence) -> StackRecurrence:
             outputs = []
             for direction, cell in enumerate(cells):
                 row = len(final_states)
-                carry, y = recur(
-                    cell,
-                    cell.to_carry(tuple(array[row] for array in state)),
-                    x,
-                    valid=valid,
-                    reverse=bool(direction),
-                )
+                carry = cell.to_carry(tuple(array[row] for array in state))
+                with jax.named_scope(cell.name):
+                    carry, y = recur(
+                        cell, carry, x, valid=valid, reverse=bool(direction)
+                    )
                 outputs.append(y)
                 final_states.append(cell.to_state(carry))
             x = jnp.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]

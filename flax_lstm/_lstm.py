@@ -1,6 +1,6 @@
 """`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -8,14 +8,17 @@ import jax
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._compiled_once import compiled_once
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
-from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
-from flax_lstm._recurrence import Recurrence, scan_over_time
-from flax_lstm._stack import RecurrentStack
+from flax_lstm._native_lstm import (
+    run_native_or_fused_over_time,
+    run_native_over_time,
+    usable_loops,
+)
+from flax_lstm._recurrence import Recurrence
+from flax_lstm._stack import RecurrentStack, scan_known_layers
 
 _WITHOUT_PROJECTION = ("cudnn", "native")
 
@@ -127,7 +130,7 @@ class StackedLSTM(RecurrentStack):
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": run_native_or_fused_over_time,
-        "scan": compiled_once(scan_over_time),
+        "scan": scan_known_layers,
         "fused": fuse_over_time,
         "native": run_native_over_time,
     }
@@ -176,6 +179,10 @@ class StackedLSTM(RecurrentStack):
                 lengths with unbatched input, a missing dropout key.
         """
         return self.run(input, hx, seq_lengths, deterministic)
+
+    @staticmethod
+    def surroundings() -> Hashable:
+        return usable_loops()
 
     @nn.nowrap
     def check_options(self) -> None:

@@ -30,6 +30,11 @@ from flax_lstm._recurrence import scan_over_time
 from flax_lstm.native import library
 
 
+def usable_loops() -> tuple[bool, bool]:
+    """Whether those for a CPU, and for a GPU, can be run: both decide what is."""
+    return library.CPU.is_usable(), library.GPU.is_usable()
+
+
 def run_native_over_time(
     cell: Any,
     carry: Carry,

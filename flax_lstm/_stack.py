@@ -1,8 +1,9 @@
 """Layers and directions on top of one cell: everything but the gates."""
 
 import abc
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.core
@@ -17,8 +18,12 @@ from flax_lstm._cell import StackableCell
 from flax_lstm._compiled_once import compiled_once
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
+from flax_lstm._layouts import as_given, time_major
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
+
+# Layers alike are traced once.
+scan_known_layers = compiled_once(scan_over_time, static=("reverse",), named=False)
 
 
 def warn_of_idle_dropout(module: Any) -> None:
@@ -64,8 +69,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         "bias_init",
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
-        "auto": compiled_once(scan_over_time),
-        "scan": compiled_once(scan_over_time),
+        "auto": scan_known_layers,
+        "scan": scan_known_layers,
     }
     stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {}
 
@@ -84,6 +89,11 @@ class RecurrentStack(nn.Module, kw_only=True):
     @abc.abstractmethod
     def make_cell(self, dtype: DTypeLike, name: str) -> Any:
         """One cell, as a Linen module called `name` that computes in `dtype`."""
+
+    @staticmethod
+    def surroundings() -> Hashable:
+        """What an implementation reads beside its arguments, if that can change."""
+        return None
 
     def __post_init__(self) -> None:
         self.check_options()
@@ -164,63 +174,53 @@ class RecurrentStack(nn.Module, kw_only=True):
         batched = x.ndim == 3
         batch_first = self.batch_first and batched
         check.require_input_shape("input", x, self.input_size, 1 if batch_first else 0)
-        if batch_first:
-            x = x.swapaxes(0, 1)
-        if not batched:
-            x = x[:, None]
-        steps, batch = x.shape[:2]
-
-        valid = None
+        steps, batch = _steps_and_rows(x.shape, batch_first)
+        lengths = None
         if seq_lengths is not None:
-            shape = jnp.shape(input)
-            lengths = check.as_lengths(seq_lengths, shape, batch, steps)
-            valid = jnp.arange(steps)[:, None] < lengths[None, :]
-            # Whatever stands in the padding (NaN too) must not reach a product:
-            # 0 * NaN would come back in the gradients.
-            x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
-
+            lengths = check.as_lengths(seq_lengths, x.shape, batch, steps)
         state = self._checked_state(hx, batch, batched)
         dtype = self._computation_dtype(x, state)
-        x = x.astype(dtype)
-        state = self._initial_state(state, x, dtype)
-
+        x, state, valid = time_major(
+            x,
+            state,
+            lengths,
+            batch_first=batch_first,
+            dtype=dtype,
+            rows=self._rows,
+            sizes=self.state_sizes,
+            dtypes=self.cell_class.state_dtypes(dtype),
+        )
         x, state = self._run_layers(x, state, valid, deterministic, dtype)
-
-        if not batched:
-            x, state = x[:, 0], tuple(array[:, 0] for array in state)
-        if batch_first:
-            x = x.swapaxes(0, 1)
+        x, state = as_given(x, state, batch_first=batch_first, batched=batched)
         return x, state if len(state) > 1 else state[0]
 
     @nn.nowrap
     def _run_layers(self, x, state, valid, deterministic, dtype):
         """Time-major (T, B, ·) through all layers, with dropout between them."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
-        layers = [
-            [self.make_cell(dtype, name=f"layer_{layer}{s}") for s in suffixes]
+        layers = tuple(
+            tuple(self.make_cell(dtype, name=f"layer_{layer}{s}") for s in suffixes)
             for layer in range(self.num_layers)
-        ]
+        )
         run = self._stack_recurrence()
-        drops = self.dropout > 0 and not deterministic
-        at_once = 1 if drops else self.num_layers
+        if self.dropout == 0 or deterministic or self.num_layers == 1:
+            return run(layers, state, x, valid=valid)
         final_states = []
-        for first in range(0, self.num_layers, at_once):
-            if first:
+        for layer, cells in enumerate(layers):
+            if layer:
                 x = self._drop_out(x)
-            start, end = first * len(suffixes), (first + at_once) * len(suffixes)
+            start, end = layer * len(cells), (layer + 1) * len(cells)
             rows = tuple(array[start:end] for array in state)
-            x, new = run(layers[first : first + at_once], rows, x, valid=valid)
+            x, new = run((cells,), rows, x, valid=valid)
             final_states.append(new)
-        if len(final_states) == 1:
-            return x, final_states[0]
         return x, tuple(map(jnp.concatenate, zip(*final_states, strict=True)))
 
     @nn.nowrap
     def _stack_recurrence(self) -> StackRecurrence:
-        if self.implementation in self.stack_implementations:
-            return self.stack_implementations[self.implementation]
-        recur = self.implementations[self.implementation]
-        return layer_by_layer(remat_over_time(recur) if self.remat else recur)
+        run = self.stack_implementations.get(self.implementation)
+        if run is None:
+            run = _one_by_one(self.implementations[self.implementation], self.remat)
+        return compiled_once(run, surroundings=self.surroundings)
 
     @nn.nowrap
     def _drop_out(self, x):
@@ -234,7 +234,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def _checked_state(self, hx, batch, batched):
-        """The user's state as batched floating arrays of the right shapes, or None."""
+        """The user's state as floating arrays of the right shapes, or None."""
         if hx is None:
             return None
         names = tuple(f"{name}_0" for name in self.cell_class.state_names)
@@ -245,7 +245,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             array = check.as_floating_array(name, value)
             expected = (rows, batch, size) if batched else (rows, size)
             check.require_shape(name, array, expected)
-            arrays.append(array if batched else array[:, None])
+            arrays.append(array)
         return tuple(arrays)
 
     @nn.nowrap
@@ -261,21 +261,14 @@ class RecurrentStack(nn.Module, kw_only=True):
         params = jax.tree.leaves(self.variables.get("params", {}))
         return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
-    @nn.nowrap
-    def _initial_state(self, state, x, dtype):
-        """`state` in the dtypes of the cell, or zeros, sharded as the rows of `x` are.
 
-        Plain `jnp.zeros` would be replicated, which a scan over a batch with an
-        explicit sharding refuses as its carry.
-        """
-        rows = self._rows
-        dtypes = self.cell_class.state_dtypes(dtype)
-        if state is not None:
-            return tuple(
-                array.astype(dtype) for array, dtype in zip(state, dtypes, strict=True)
-            )
-        column = jnp.zeros_like(x[0, :, :1])
-        return tuple(
-            jnp.broadcast_to(column.astype(dtype), (rows, column.shape[0], size))
-            for size, dtype in zip(self.state_sizes, dtypes, strict=True)
-        )
+@functools.cache
+def _one_by_one(recur: Recurrence, remat: bool) -> StackRecurrence:
+    return layer_by_layer(remat_over_time(recur) if remat else recur)
+
+
+def _steps_and_rows(shape: tuple[int, ...], batch_first: bool) -> tuple[int, int]:
+    """T and B of an input; an unbatched one counts as one row."""
+    if len(shape) == 2:
+        return shape[0], 1
+    return (shape[1], shape[0]) if batch_first else (shape[0], shape[1])

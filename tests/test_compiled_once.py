@@ -2,7 +2,9 @@
 
 import logging
 import re
+from functools import partial
 
+import compiled_loops
 import flax.errors
 import flax.linen as nn
 import jax
@@ -40,6 +42,11 @@ WAYS = {
     "rnn_tanh": ("auto",),
 }
 RUNS = [(kind, {"implementation": way}) for kind, ways in WAYS.items() for way in ways]
+RUNS += [
+    ("lstm", {"implementation": "fused", "remat": True}),
+    ("gru", {"remat": True}),
+    ("rnn_relu", {"batch_first": True}),
+]
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS)
@@ -47,11 +54,12 @@ def test_a_second_call_outside_of_jit_compiles_nothing(kind, options, compiled, 
     stack = KINDS[kind].build(I, H, 2, bidirectional=True, **options)
     variables = stack.init(KEY, X)
     others = jax.tree.map(lambda leaf: leaf + 1, variables)
-    hx = packed([np.ones((4, B, size), np.float32) for size in stack.state_sizes])
+    rows = X.shape[0 if stack.batch_first else 1]
+    hx = packed([np.ones((4, rows, size), np.float32) for size in stack.state_sizes])
     results = []
-    for given, lengths in ((variables, [1, 2, 3]), (others, [3, 0, 1])):
+    for given, lengths in ((variables, [1, 2, 3, 2]), (others, [3, 0, 1, 3])):
         compiled()
-        results.append(stack.apply(given, X, hx, seq_lengths=lengths)[0])
+        results.append(stack.apply(given, X, hx, seq_lengths=lengths[:rows])[0])
         programs = compiled()
         assert bool(programs) == (len(results) == 1)
     assert (results[0] != results[1]).any()
@@ -105,17 +113,17 @@ def test_layers_alike_are_traced_once_in_all_calls(implementation):
     stack = StackedLSTM(I, H, 3, implementation=implementation)
     variables = stack.init(KEY, X)
 
-    def programs():
-        equations = jax.make_jaxpr(stack.apply)(variables, X).eqns
-        bodies = [e.params["jaxpr"] for e in equations if "jaxpr" in e.params]
-        loops = [body for body in bodies if "scan[" in str(body)]
-        assert len(loops) == 3
-        return loops
+    def with_loops(jaxpr):
+        bodies = [e.params["jaxpr"] for e in jaxpr.eqns if "jaxpr" in e.params]
+        return [body for body in bodies if "scan[" in str(body)]
 
-    first, second = programs(), programs()
-    for before, after in zip(first, second, strict=True):
-        assert before is after
-    assert first[1] is first[2]
+    (first,), (second,) = (
+        with_loops(jax.make_jaxpr(partial(stack.apply))(variables, X)) for _ in range(2)
+    )
+    assert first is second
+    layers = with_loops(first)
+    assert len(layers) == 3
+    assert layers[1] is layers[2]
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
@@ -225,6 +233,22 @@ class OfOtherGates(StackedLSTM):
     def make_cell(self, dtype, name):
         gate = UnhashableGate()
         return LSTMCell(self.hidden_size, gate_fn=gate, dtype=dtype, name=name)
+
+
+def test_loops_that_come_to_be_compiled_are_taken(native, monkeypatch):
+    """By calls that are alike in all else."""
+    stack = StackedLSTM(I, H)
+    variables = stack.init(KEY, X)
+
+    def text():
+        return str(jax.make_jaxpr(partial(stack.apply))(variables, X))
+
+    before = text()
+    with monkeypatch.context() as changed:
+        changed.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+        assert "flax_lstm_forward" in text()
+    assert "flax_lstm_forward" not in before
+    assert text() == before
 
 
 def test_a_cell_that_has_no_hash_is_run_all_the_same():

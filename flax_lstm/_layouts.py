@@ -1,0 +1,77 @@
+"""Between what users pass and time-major arrays with a state: one program each way."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flax_lstm._cell import State
+
+
+@functools.partial(
+    jax.jit, static_argnames=("batch_first", "dtype", "rows", "sizes", "dtypes")
+)
+def time_major(
+    x: jax.Array,
+    state: State | None,
+    lengths: jax.Array | None,
+    *,
+    batch_first: bool,
+    dtype: DTypeLike,
+    rows: int,
+    sizes: Sequence[int],
+    dtypes: Sequence[DTypeLike],
+) -> tuple[jax.Array, State, jax.Array | None]:
+    """What layers are run on.
+
+    Args:
+        x: (T, B, I), (B, T, I) if batch_first, or (T, I).
+        state: arrays (L·D, B, ·), (L·D, ·) with (T, I), or None for zeros.
+        lengths: (B,) int32 within [0, T], or None.
+        batch_first: whether the first of three axes of `x` is the batch.
+        dtype: of the computation.
+        rows: L·D.
+        sizes: width of each array of a state.
+        dtypes: dtype of each array of a state.
+
+    Returns:
+        The input (T, B, I) in `dtype`, with zeros behind a row's end; the state,
+        (L·D, B, ·) each; and which steps count, (T, B) bool, or None if all do.
+    """
+    if x.ndim == 2:
+        x = x[:, None]
+        state = state and tuple(array[:, None] for array in state)
+    elif batch_first:
+        x = x.swapaxes(0, 1)
+    valid = None
+    if lengths is not None:
+        valid = jnp.arange(x.shape[0])[:, None] < lengths[None, :]
+        # Whatever stands in the padding (NaN too) must not reach a product:
+        # 0 * NaN would come back in the gradients.
+        x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
+    x = x.astype(dtype)
+    if state is None:
+        # Sharded as the rows of `x` are: plain `jnp.zeros` would be replicated, which
+        # a scan over a batch with an explicit sharding refuses as its carry.
+        column = jnp.zeros_like(x[0, :, :1])
+        state = tuple(
+            jnp.broadcast_to(column.astype(dtype), (rows, column.shape[0], size))
+            for size, dtype in zip(sizes, dtypes, strict=True)
+        )
+    else:
+        state = tuple(
+            array.astype(dtype) for array, dtype in zip(state, dtypes, strict=True)
+        )
+    return x, state, valid
+
+
+@functools.partial(jax.jit, static_argnames=("batch_first", "batched"))
+def as_given(
+    output: jax.Array, state: State, *, batch_first: bool, batched: bool
+) -> tuple[jax.Array, State]:
+    """The output (T, B, ·) and the final state, in the layout of the input."""
+    if not batched:
+        return output[:, 0], tuple(array[:, 0] for array in state)
+    return output.swapaxes(0, 1) if batch_first else output, state
