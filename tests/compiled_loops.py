@@ -21,6 +21,9 @@ _REFUSED = "FLAX_LSTM_TESTS_NO_LOOPS"
 def compile_for_all():
     """In the process that starts the others, which inherit the environment.
 
+    Returns:
+        A folder that is there as long as the tests run.
+
     Raises:
         BuildError: there is a compiler, and it does not compile them.
     """
@@ -35,6 +38,7 @@ def compile_for_all():
     if library.GPU.made_for() and shutil.which(library.GPU.compiler_command()[0]):
         library.GPU.build()
     os.environ[_CACHE] = str(root / "nothing")
+    return root
 
 
 def remove():

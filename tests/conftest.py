@@ -34,6 +34,13 @@ if os.environ.get(_XLA_FLAGS, _OF_PROCESSES) == _OF_PROCESSES:
     os.environ[_XLA_FLAGS] = " ".join(_LEAST_OPTIMISED)
     jax.devices()  # Which reads them.
     os.environ[_XLA_FLAGS] = _OF_PROCESSES
+# Processes that tests start find what one before compiled, to the same bits; what a
+# test compiles itself is its own.
+os.environ |= {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+jax.config.update("jax_enable_compilation_cache", False)
 # An accelerator's default (TF32, bfloat16 passes) is off by 1e-3; the tolerances
 # in these tests are those of the dtype.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -70,7 +77,8 @@ DEFAULT = ("scan", "fused", "native")
 def pytest_configure(config):
     # A worker of xdist's has the result of the process that started it.
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        compiled_loops.compile_for_all()
+        root = compiled_loops.compile_for_all()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "programs")
 
 
 def pytest_unconfigure(config):

@@ -64,8 +64,8 @@ CONTENDERS = {
 @pytest.mark.parametrize("make", CONTENDERS.values(), ids=CONTENDERS)
 def test_a_contender_trains_and_infers(make):
     contender = make()
-    for kind in (contender.training, contender.inference):
-        work = kind(TINY)
+    for kind in ("training", "inference", "eager_inference", "eager_gradient"):
+        work = getattr(contender, kind)(TINY)
         work()
         work()
 
@@ -187,15 +187,22 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
         Report.read(str(tmp_path / "result.json"))
 
 
-def test_the_texts_have_the_tables_of_the_results():
-    results = ROOT / "experiments" / "results" / "benchmark-2-cores.json"
-    report = Report.read(str(results))
+@pytest.mark.parametrize(
+    ("results", "count"), [("benchmark-2-cores", 3), ("eager-2-cores", 1)]
+)
+def test_the_text_has_the_tables_of_the_results(results, count):
+    report = Report.read(str(ROOT / "experiments" / "results" / f"{results}.json"))
     text = (ROOT / "experiments" / "BENCHMARK.md").read_text()
     tables = summary.tables(report)
-    assert len(tables) == 3
+    assert len(tables) == count
     for part in tables:
         assert part in text
-    assert summary.short_table(report) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_has_the_results():
+    results = ROOT / "experiments" / "results" / "benchmark-2-cores.json"
+    short = summary.short_table(Report.read(str(results)))
+    assert short in (ROOT / "README.md").read_text()
 
 
 def test_a_summary_leaves_out_what_was_not_measured():
@@ -223,6 +230,16 @@ def test_a_summary_leaves_out_what_was_not_measured():
     ]
     section, work = sections.grid_section("training"), str(sections.GRID[0])
     report.add(Comparison(section, work, "ms", values, timings=timings))
+    eager = Comparison(sections.EAGER_GRADIENT, work, "ms", values, timings=timings)
+    assert summary.tables(Report({}, [eager])) == []  # Of other sizes.
+    work = str(NOTES._replace(batch=1))
+    eager = Comparison(sections.EAGER_GRADIENT, work, "ms", values, timings=timings)
+    (outside,) = summary.tables(Report({}, [eager]))
+    assert outside.splitlines() == [
+        "| outside of jit, a process each, ms | ours | torch | ratio |",
+        "| --- | --- | --- | --- |",
+        "| gradient, B 1 | 1 | 4 | 0.50 |",
+    ]
     (grid,) = summary.tables(report)
     assert grid.splitlines() == [
         "| grid, a process each, ratios | training: / torch |",

@@ -134,8 +134,9 @@ def test_fewer_epochs_than_it_has_change_nothing_and_it_says_so(trained):
     assert again.endswith(output[output.index("Final test") :])
 
 
-def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path):
-    """Shuffling and dropout included, to the last bit."""
+def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch):
+    """Shuffling and dropout included, to the last bit; each compiled for itself."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     workdir, _ = trained
     part = tmp_path / "part"
     train(part, "--num_epochs=2", "--dropout=0.1")
