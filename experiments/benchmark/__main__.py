@@ -16,7 +16,8 @@ flags.DEFINE_list(
     "parts",
     None,
     "Some of processes (the notes' sizes, a process each), one_process (the same in "
-    "one), costs (compiling, importing, memory), epoch, grid, growth (default: all).",
+    "one), eager (outside of jit), costs (compiling, importing, memory), epoch, grid, "
+    "growth (default: all).",
 )
 define_path("output", "runs/benchmark", "Path of the results, less .json and .png.")
 

@@ -41,6 +41,10 @@ class Contender(Protocol):
 
     def inference(self, sizes: Sizes) -> Work: ...
 
+    def eager_inference(self, sizes: Sizes) -> Work: ...
+
+    def eager_gradient(self, sizes: Sizes) -> Work: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
@@ -58,7 +62,7 @@ class Alone:
     claim: Callable[[], None] | None = None
 
     def work(self, kind: str, sizes: Sizes) -> Work:
-        """`training` or `inference`; to be called in that process, before JAX runs."""
+        """Makes `kind`; to be called in that process, before JAX runs."""
         if self.keeps_memory:
             keep_freed_memory()
         elif self.keeps_memory is None:

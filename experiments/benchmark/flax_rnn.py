@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from experiments.benchmark import eager
 from experiments.benchmark.ours import examples
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
@@ -50,6 +51,18 @@ class FlaxRNN:
         variables = {"params": state.params}
         compiled = jax.jit(model.apply).lower(variables, inputs).compile()
         return lambda: jax.block_until_ready(compiled(variables, inputs))
+
+    def eager_inference(self, sizes: Sizes) -> Work:
+        """Logits of one batch, outside of `jax.jit`."""
+        params, (inputs, _) = self._state(sizes).params, self._batch(sizes)
+        model = RNNClassifier(sizes.hidden, sizes.layers)
+        return eager.inference(model, params, inputs)
+
+    def eager_gradient(self, sizes: Sizes) -> Work:
+        """The loss's gradient of one batch, alike."""
+        params, batch = self._state(sizes).params, self._batch(sizes)
+        model = RNNClassifier(sizes.hidden, sizes.layers)
+        return eager.gradient(model, params, *batch)
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.batches import Batch
+from experiments.benchmark import eager
 from experiments.benchmark.sizes import CLASSES, Sizes
 from experiments.benchmark.timing import Work
 from experiments.devices import (
@@ -83,6 +84,16 @@ class Ours:
         )
         compiled = jax.jit(spread).lower(params, inputs).compile()
         return lambda: jax.block_until_ready(compiled(params, inputs))
+
+    def eager_inference(self, sizes: Sizes) -> Work:
+        """Logits of one batch, outside of `jax.jit`; on one device."""
+        params, (inputs, _) = self._state(sizes).params, examples(sizes)
+        return eager.inference(self._model(sizes), params, jax.device_put(inputs))
+
+    def eager_gradient(self, sizes: Sizes) -> Work:
+        """The loss's gradient of one batch, alike."""
+        params, batch = self._state(sizes).params, jax.device_put(examples(sizes))
+        return eager.gradient(self._model(sizes), params, *batch)
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""

@@ -28,6 +28,7 @@ _SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "MKL_", "XLA_FLAGS", "JAX_")
 PARTS: dict[str, Callable[[], Iterator[Comparison]]] = {
     "processes": lambda: sections.in_own_processes(seconds=6),
     "one_process": lambda: sections.training_and_inference(seconds=6),
+    "eager": lambda: sections.eager(seconds=6),
     "costs": lambda: sections.costs(repeats=5),
     "epoch": lambda: sections.whole_epoch(rounds=3),
     "grid": lambda: sections.grid(seconds=4),

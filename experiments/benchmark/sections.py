@@ -70,6 +70,7 @@ GRID = [
 ] + [Sizes(batch, 784, 1, hidden) for hidden in (32, 128) for batch in (1, 32)]
 _PIXELS = Sizes(32, 784, 1, 128)
 INFERENCE_BATCHES = (1, 100, 1000)
+EAGER_BATCHES = INFERENCE_BATCHES[:2]
 GRID_KINDS = ("training", "inference")
 
 # What `Comparison.section` says.
@@ -77,6 +78,8 @@ TRAINING, INFERENCE = "training step", "inference"
 TRAINING_ALONE = "training step, a process each"
 TRAINING_ONE_CORE = "training step, a process and one core each"
 INFERENCE_ALONE = "inference, a process each"
+EAGER_INFERENCE = "inference outside of jit, a process each"
+EAGER_GRADIENT = "gradient outside of jit, a process each"
 LARGEST_PRODUCT = "the largest product, a process each"
 LARGEST_PRODUCT_ONE_CORE = "the largest product, a process and one core each"
 EPOCH = "epoch and test pass, a process each"
@@ -127,6 +130,15 @@ def _largest_product(section: str, threads: int) -> Comparison:
 def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Comparison:
     sizes = NOTES._replace(batch=batch)
     return _alone(INFERENCE_ALONE, names, "inference", sizes, seconds)
+
+
+def eager(seconds: float) -> Iterator[Comparison]:
+    """The notes' model called outside of `jax.jit`, as torch's is."""
+    names = (ALL, FUSED, CUDNN, KERNEL, FLAX, TORCH)
+    kinds = {"eager_inference": EAGER_INFERENCE, "eager_gradient": EAGER_GRADIENT}
+    for kind, section in kinds.items():
+        for batch in EAGER_BATCHES:
+            yield _alone(section, names, kind, NOTES._replace(batch=batch), seconds)
 
 
 def grid(seconds: float) -> Iterator[Comparison]:

@@ -157,6 +157,21 @@ _TOGETHER_ROWS = [
     _Row(_STEP_10, sections.TRAINING, str(NOTES), ours=CHUNK, flax=FLAX_CHUNK),
     *(_Row(label, sections.INFERENCE, work) for label, work, _ in _INFERENCE),
 ]
+_EAGER: list[_Column] = [
+    *(_OURS, ("fused", _time(FUSED))),
+    *_beside("torch", TORCH),
+    *_beside("Flax's RNN", FLAX),
+    ("fused / torch", _ratio(TORCH, FUSED)),
+    *_ON_GPU,
+]
+_EAGER_ROWS = [
+    _Row(f"{label}, B {batch}", section, str(NOTES._replace(batch=batch)))
+    for label, section in (
+        ("inference", sections.EAGER_INFERENCE),
+        ("gradient", sections.EAGER_GRADIENT),
+    )
+    for batch in sections.EAGER_BATCHES
+]
 _GRID: list[_Column] = [
     ("/ torch", _ratio(TORCH)),
     ("/ Flax", _ratio(FLAX)),
@@ -172,10 +187,11 @@ def short_table(report: Report) -> str:
 
 
 def tables(report: Report) -> list[str]:
-    """A process each, all in one, and the grid; those of which there is something."""
+    """A process each, all in one, outside of jit, and the grid, so far as measured."""
     found = [
         _rows_table(report, "a process each, ms", _ALONE, _ALONE_ROWS),
         _rows_table(report, "all in one process, ms", _TOGETHER, _TOGETHER_ROWS),
+        _rows_table(report, "outside of jit, a process each, ms", _EAGER, _EAGER_ROWS),
         _grid_table(report),
     ]
     return [table for table in found if table]

@@ -91,6 +91,23 @@ class TorchLSTM:
 
         return functools.partial(self._run, device, logits)
 
+    def eager_inference(self, sizes: Sizes) -> Work:
+        """Which it is anyhow."""
+        return self.inference(sizes)
+
+    def eager_gradient(self, sizes: Sizes) -> Work:
+        """The loss's gradient of one batch, by all parameters."""
+        device = device_like_jaxs()
+        model = self._model(sizes).to(device)
+        inputs, labels = (tensor.to(device) for tensor in self._batch(sizes))
+        criterion = torch.nn.CrossEntropyLoss()
+
+        def gradient():
+            model.zero_grad()
+            criterion(model(inputs), labels).backward()
+
+        return functools.partial(self._run, device, gradient)
+
     def _run(self, device: str, work: Work) -> None:
         torch.set_num_threads(self._threads)
         work()
