@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
+from flax_lstm._compiled_once import compiled_once
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
@@ -84,39 +85,32 @@ class SequenceClassifier(nn.Module, kw_only=True):
         Raises:
             TypeError, ValueError: as the stack does.
         """
-        output, state = self._stack(name=self.cell)(
-            input, seq_lengths=seq_lengths, deterministic=deterministic
+        check.require_bool("deterministic", deterministic)
+        stack = self._stack(name=self.cell)
+        x, lengths = stack.checked_input(input, seq_lengths)
+        parts = (stack, *self._pooling_and_head(stack, x))
+        options = {"pooling": self.pooling, "deterministic": deterministic}
+        if self.dropout > 0 and not deterministic:  # Which takes a key.
+            return _logits(parts, x, lengths, **options)
+        run = compiled_once(
+            _logits, static=tuple(options), surroundings=stack.surroundings
         )
-        pooled = self._pooled(output, state, seq_lengths)
-        head_init = torch_linear(pooled.shape[-1])
-        return nn.Dense(
+        return run(parts, x, lengths, **options)
+
+    @nn.nowrap
+    def _pooling_and_head(self, stack, x):
+        head_init = torch_linear(stack.output_size)
+        head = nn.Dense(
             self.num_classes,
             kernel_init=head_init,
             bias_init=head_init,
-            dtype=pooled.dtype,
+            dtype=stack.computation_dtype(x),
             param_dtype=self.param_dtype,
             name="head",
-        )(pooled)
-
-    @nn.nowrap
-    def _pooled(self, output: jax.Array, state: Any, seq_lengths: Any) -> jax.Array:
-        if self.pooling == "last" and not self.bidirectional:
-            # The last output is the final state, but for a reverse direction's. XLA
-            # then needs neither the top layer's outputs nor their gradient.
-            h_n, *_ = jax.tree.leaves(state)
-            return h_n[-1]
-        if self.batch_first and output.ndim == 3:
-            output = output.swapaxes(0, 1)
-        lengths = seq_lengths
-        if lengths is not None:
-            steps, batch = output.shape[:2]
-            lengths = check.as_lengths(lengths, output.shape, batch, steps)
-        if self.pooling == "last":
-            return last_step(output, lengths)
-        if self.pooling == "mean":
-            return mean_over_steps(output, lengths)
-        attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
-        return attention(output, lengths)
+        )
+        if self.pooling != "attention":
+            return None, head
+        return AttentionPooling(param_dtype=self.param_dtype, name="attention"), head
 
     @nn.nowrap
     def _stack(self, **linen: Any) -> RecurrentStack:
@@ -135,6 +129,21 @@ class SequenceClassifier(nn.Module, kw_only=True):
             remat=self.remat,
             **linen,
         )
+
+
+def _logits(parts, x, lengths, *, pooling, deterministic):
+    """Of a stack, an `AttentionPooling` or None, and a dense head, bound."""
+    stack, attention, head = parts
+    output, state = stack(x, seq_lengths=lengths, deterministic=deterministic)
+    if pooling == "last" and not stack.bidirectional:
+        # The last output is the final state, but for a reverse direction's. XLA
+        # then needs neither the top layer's outputs nor their gradient.
+        h_n, *_ = jax.tree.leaves(state)
+        return head(h_n[-1])
+    if stack.batch_first and output.ndim == 3:
+        output = output.swapaxes(0, 1)
+    pool = {"last": last_step, "mean": mean_over_steps, "attention": attention}
+    return head(pool[pooling](output, lengths))
 
 
 class LSTMClassifier(SequenceClassifier):

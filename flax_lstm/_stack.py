@@ -14,7 +14,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._cell import StackableCell
+from flax_lstm._cell import StackableCell, State
 from flax_lstm._compiled_once import compiled_once
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
@@ -152,6 +152,11 @@ class RecurrentStack(nn.Module, kw_only=True):
         proj_size = getattr(self, "proj_size", 0)
         return self.cell_class.state_sizes(self.hidden_size, proj_size)
 
+    @property
+    def output_size(self) -> int:
+        """D·P, of the output."""
+        return self.state_sizes[0] * (2 if self.bidirectional else 1)
+
     @nn.nowrap
     def run(
         self, input: Any, hx: Any, seq_lengths: Any, deterministic: Any
@@ -170,16 +175,11 @@ class RecurrentStack(nn.Module, kw_only=True):
             `hx`.
         """
         check.require_bool("deterministic", deterministic)
-        x = check.as_floating_array("input", input)
+        x, lengths = self.checked_input(input, seq_lengths)
+        state = self._checked_state(hx, x)
+        dtype = self.computation_dtype(x, state)
         batched = x.ndim == 3
         batch_first = self.batch_first and batched
-        check.require_input_shape("input", x, self.input_size, 1 if batch_first else 0)
-        steps, batch = _steps_and_rows(x.shape, batch_first)
-        lengths = None
-        if seq_lengths is not None:
-            lengths = check.as_lengths(seq_lengths, x.shape, batch, steps)
-        state = self._checked_state(hx, batch, batched)
-        dtype = self._computation_dtype(x, state)
         x, state, valid = time_major(
             x,
             state,
@@ -233,23 +233,44 @@ class RecurrentStack(nn.Module, kw_only=True):
         return nn.Dropout(self.dropout)(x, deterministic=False)
 
     @nn.nowrap
-    def _checked_state(self, hx, batch, batched):
+    def checked_input(
+        self, input: Any, seq_lengths: Any
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The input as an array, and (B,) int32 or None; see `run`."""
+        x = check.as_floating_array("input", input)
+        time = 1 if self.batch_first and x.ndim == 3 else 0
+        check.require_input_shape("input", x, self.input_size, time)
+        if seq_lengths is None:
+            return x, None
+        steps = x.shape[time]
+        return x, check.as_lengths(seq_lengths, x.shape, self._batch_of(x), steps)
+
+    @nn.nowrap
+    def _batch_of(self, x):
+        """B; an unbatched input counts as one row."""
+        if x.ndim == 2:
+            return 1
+        return x.shape[0 if self.batch_first else 1]
+
+    @nn.nowrap
+    def _checked_state(self, hx, x):
         """The user's state as floating arrays of the right shapes, or None."""
         if hx is None:
             return None
+        batch = self._batch_of(x)
         names = tuple(f"{name}_0" for name in self.cell_class.state_names)
         state = check.as_states(names, hx)
         rows = self._rows
         arrays = []
         for name, size, value in zip(names, self.state_sizes, state, strict=True):
             array = check.as_floating_array(name, value)
-            expected = (rows, batch, size) if batched else (rows, size)
+            expected = (rows, batch, size) if x.ndim == 3 else (rows, size)
             check.require_shape(name, array, expected)
             arrays.append(array)
         return tuple(arrays)
 
     @nn.nowrap
-    def _computation_dtype(self, x, state):
+    def computation_dtype(self, x: jax.Array, state: State | None = None) -> Any:
         """`dtype` if set; else what input, hidden state and parameters promote to.
 
         The cell state has no say: it is float32 beside bfloat16 anyway. Parameters
@@ -265,10 +286,3 @@ class RecurrentStack(nn.Module, kw_only=True):
 @functools.cache
 def _one_by_one(recur: Recurrence, remat: bool) -> StackRecurrence:
     return layer_by_layer(remat_over_time(recur) if remat else recur)
-
-
-def _steps_and_rows(shape: tuple[int, ...], batch_first: bool) -> tuple[int, int]:
-    """T and B of an input; an unbatched one counts as one row."""
-    if len(shape) == 2:
-        return shape[0], 1
-    return (shape[1], shape[0]) if batch_first else (shape[0], shape[1])

@@ -89,14 +89,33 @@ def test_nor_a_call_that_may_write(compiled):
     assert not compiled()
 
 
-def test_nor_a_classifiers(compiled):
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_a_classifier_is_one_program(pooling, compiled):
+    model = LSTMClassifier(hidden_size=H, bidirectional=True, pooling=pooling)
+    images = np.ones((2, 5, 28), np.float32)
+    variables = model.init(KEY, images)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    compiled()
+    logits = model.apply(variables, images)
+    assert compiled() == 1
+    others = model.apply(doubled, images)
+    assert not compiled()
+    assert (logits != others).any()
+
+
+def test_what_a_classifiers_parts_return_can_be_captured():
     model = LSTMClassifier(hidden_size=H)
     images = np.ones((2, 5, 28), np.float32)
     variables = model.init(KEY, images)
-    model.apply(variables, images)
-    assert compiled()
-    model.apply(variables, 2 * images)
-    assert not compiled()
+    expected = model.apply(variables, images)
+    for _ in range(2):
+        logits, seen = model.apply(variables, images, capture_intermediates=True)
+        np.testing.assert_array_equal(logits, expected)
+        output, _ = seen["intermediates"]["lstm"]["__call__"][0]
+        assert output.shape == (2, 5, H)
+        np.testing.assert_array_equal(
+            seen["intermediates"]["head"]["__call__"][0], logits
+        )
 
 
 def test_flaxs_own_rnn_is_compiled_anew_which_is_why_these_can_fail(compiled):
