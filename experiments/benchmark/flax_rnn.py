@@ -59,10 +59,10 @@ class FlaxRNN:
         return eager.inference(model, params, inputs)
 
     def eager_gradient(self, sizes: Sizes) -> Work:
-        """The loss's gradient of one batch, alike."""
-        params, batch = self._state(sizes).params, self._batch(sizes)
+        """The gradient of the logits' sum, alike."""
+        params, (inputs, _) = self._state(sizes).params, self._batch(sizes)
         model = RNNClassifier(sizes.hidden, sizes.layers)
-        return eager.gradient(model, params, *batch)
+        return eager.gradient(model, params, inputs)
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""

@@ -91,9 +91,9 @@ class Ours:
         return eager.inference(self._model(sizes), params, jax.device_put(inputs))
 
     def eager_gradient(self, sizes: Sizes) -> Work:
-        """The loss's gradient of one batch, alike."""
-        params, batch = self._state(sizes).params, jax.device_put(examples(sizes))
-        return eager.gradient(self._model(sizes), params, *batch)
+        """The gradient of the logits' sum, alike."""
+        params, (inputs, _) = self._state(sizes).params, examples(sizes)
+        return eager.gradient(self._model(sizes), params, jax.device_put(inputs))
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""
