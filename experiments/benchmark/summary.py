@@ -54,7 +54,9 @@ _Column = tuple[str, _Cell]
 def _time(name: str) -> _Cell:
     def cell(report: Report, comparison: Comparison, row: _Row) -> str:
         value = comparison.values.get(row.who(name))
-        return "" if value is None else f"{value:.3g}"
+        if value is None:
+            return ""
+        return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
     return cell
 
@@ -67,7 +69,7 @@ def _ratio(other: str, mine: str = ALL, spread: bool = False) -> _Cell:
         if ratio is None:
             return ""
         if not spread:
-            return f"{ratio:.2f}"
+            return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
         of_mine, of_other = (comparison.timings[row.who(n)] for n in (mine, other))
         first, third = of_mine.quartiles_over(of_other)
         return f"{ratio:.2f} ({first:.2f} to {third:.2f})"
