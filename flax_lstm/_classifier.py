@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._compiled_once import compiled_once
+from flax_lstm._compiled_once import compiled_once, keepable
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
@@ -87,30 +87,31 @@ class SequenceClassifier(nn.Module, kw_only=True):
         """
         check.require_bool("deterministic", deterministic)
         stack = self._stack(name=self.cell)
-        x, lengths = stack.checked_input(input, seq_lengths)
-        parts = (stack, *self._pooling_and_head(stack, x))
+        attention = None
+        if self.pooling == "attention":
+            attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
-        if self.dropout > 0 and not deterministic:  # Which takes a key.
-            return _logits(parts, x, lengths, **options)
-        run = compiled_once(
-            _logits, static=tuple(options), surroundings=stack.surroundings
-        )
-        return run(parts, x, lengths, **options)
+        draws = self.dropout > 0 and not deterministic
+        if draws or type(stack) not in _STACKS:
+            parts = stack, attention
+            pooled = _pooled(parts, input, seq_lengths, **options)
+            return self._head(pooled.shape[-1], pooled.dtype)(pooled)
+        x, lengths = stack.checked_input(input, seq_lengths)
+        head = self._head(stack.output_size, stack.computation_dtype(x))
+        run = compiled_once(_logits, static=tuple(options))
+        return run((stack, attention, head), x, lengths, **options)
 
     @nn.nowrap
-    def _pooling_and_head(self, stack, x):
-        head_init = torch_linear(stack.output_size)
-        head = nn.Dense(
+    def _head(self, width: int, dtype: DTypeLike) -> nn.Dense:
+        init = torch_linear(width)
+        return nn.Dense(
             self.num_classes,
-            kernel_init=head_init,
-            bias_init=head_init,
-            dtype=stack.computation_dtype(x),
+            kernel_init=init,
+            bias_init=init,
+            dtype=dtype,
             param_dtype=self.param_dtype,
             name="head",
         )
-        if self.pooling != "attention":
-            return None, head
-        return AttentionPooling(param_dtype=self.param_dtype, name="attention"), head
 
     @nn.nowrap
     def _stack(self, **linen: Any) -> RecurrentStack:
@@ -131,19 +132,35 @@ class SequenceClassifier(nn.Module, kw_only=True):
         )
 
 
-def _logits(parts, x, lengths, *, pooling, deterministic):
-    """Of a stack, an `AttentionPooling` or None, and a dense head, bound."""
-    stack, attention, head = parts
-    output, state = stack(x, seq_lengths=lengths, deterministic=deterministic)
+# Whose calls read nothing but what they tell (`RecurrentStack.reads`); a user's own
+# stack may do anything.
+_STACKS = (StackedLSTM, StackedGRU, StackedRNN)
+
+
+@keepable(reads=lambda parts: parts[0].reads())
+def _logits(parts, x, lengths, **options):
+    """Of a stack, an `AttentionPooling` or None, and a dense head."""
+    *parts, head = parts
+    return head(_pooled(parts, x, lengths, **options))
+
+
+def _pooled(parts, input, seq_lengths, *, pooling, deterministic):
+    """The outputs of all steps as one vector, of a stack and a pooling or None."""
+    stack, attention = parts
+    output, state = stack(input, seq_lengths=seq_lengths, deterministic=deterministic)
     if pooling == "last" and not stack.bidirectional:
         # The last output is the final state, but for a reverse direction's. XLA
         # then needs neither the top layer's outputs nor their gradient.
         h_n, *_ = jax.tree.leaves(state)
-        return head(h_n[-1])
+        return h_n[-1]
     if stack.batch_first and output.ndim == 3:
         output = output.swapaxes(0, 1)
+    lengths = seq_lengths
+    if lengths is not None:
+        steps, batch = output.shape[:2]
+        lengths = check.as_lengths(lengths, output.shape, batch, steps)
     pool = {"last": last_step, "mean": mean_over_steps, "attention": attention}
-    return head(pool[pooling](output, lengths))
+    return pool[pooling](output, lengths)
 
 
 class LSTMClassifier(SequenceClassifier):

@@ -6,6 +6,10 @@ stack would be compiled anew, and inside of it each layer traced anew. And what 
 program is handed over once, where each operation by itself takes JAX some 50 µs, and
 within a gradient ten times that.
 
+What is kept does not follow what is set elsewhere. So only functions are kept that say
+that they may be (`keepable`): ours do, and users' own need not. (A user's own cell is
+run by a lifted scan, in which it can draw and write nothing anyhow.)
+
 Source: https://docs.jax.dev/en/latest/jit-compilation.html#jit-and-caching
 """
 
@@ -17,50 +21,86 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import numpy as np
 from flax.core.meta import unbox
 
+Function = Callable[..., Any]
 
-def compiled_once(
-    run: Callable[..., Any],
-    *,
-    static: tuple[str, ...] = (),
-    named: bool = True,
-    surroundings: Callable[[], Hashable] = tuple,
-) -> Callable[..., Any]:
-    """`run`, traced and compiled once for all modules and arrays that are alike.
+# How fields end that are read where parameters are made, and nowhere else.
+_OF_PARAMETERS = ("kernel_init", "bias_init", "carry_init")
+_READS = "_flax_lstm_reads"
 
-    Where a module makes parameters, can't be hashed, or is watched (by interceptors, or
-    for intermediates), it is `run` itself. What was kept follows JAX's own
-    configuration and nothing else that is set elsewhere, but for what `surroundings`
-    tells.
 
-    Args:
-        run: a function of a bound module, or a tuple of such (of tuples, …), and of
-            arrays; without randomness. The modules have no name unless `named`.
-        static: its options that are no arrays.
-        named: False for one program for modules of all names.
-        surroundings: gives what else decides about the result.
+def keepable(
+    reads: Callable[[Any], Hashable] = lambda modules: None,
+) -> Callable[[Function], Function]:
+    """Marks a function of bound modules and of arrays whose program may be kept.
+
+    It draws no random numbers and writes no variables. Its results follow from its
+    arguments, the modules' options and `"params"`, JAX's configuration, and what
+    `reads` tells of the modules.
     """
-    return _compiled_once(run, static, named, surroundings)
+
+    def mark(run):
+        setattr(run, _READS, reads)
+        return run
+
+    return mark
+
+
+def keepable_like(other: Function) -> Callable[[Function], Function]:
+    """Marks a function that runs `other`, if that is marked, and names it alike."""
+
+    def mark(run):
+        run.__name__ = run.__qualname__ = getattr(other, "__name__", "run")
+        return keepable(reads_of(other))(run) if is_keepable(other) else run
+
+    return mark
+
+
+def is_keepable(run: Function) -> bool:
+    return hasattr(run, _READS)
+
+
+def reads_of(run: Function) -> Callable[[Any], Hashable]:
+    """What `run` was marked with."""
+    return getattr(run, _READS)
 
 
 @functools.cache
-def _compiled_once(run, static, named, surroundings):
-    @functools.partial(jax.jit, static_argnames=("modules", "around", *static))
+def compiled_once(
+    run: Function, *, static: tuple[str, ...] = (), named: bool = True
+) -> Function:
+    """`run`, traced and compiled once for all modules and arrays that are alike.
+
+    Where a module makes parameters, can't be hashed, or is watched (by interceptors, or
+    for intermediates), it is `run` itself.
+
+    Args:
+        run: marked as `keepable`, with a module as its first argument, or a tuple of
+            such (of tuples, …).
+        static: its options that are no arrays.
+        named: False for one program for modules of all names, which have none then.
+    """
+    reads = reads_of(run)
+
     def program(modules, around, variables, *arrays, **others):
         del around
         bound = jax.tree.map(lambda module, own: module.bind(own), modules, variables)
         return run(bound, *arrays, **others)
 
+    program.__name__ = program.__qualname__ = run.__name__
+    program = jax.jit(program, static_argnames=("modules", "around", *static))
+
     @functools.wraps(run)
     def run_known(modules, *arrays, **others):
         known = _known_again(modules, named)
-        if known is None:
+        variables = jax.tree.map(_parameters, modules)
+        if known is None or not all(map(_is_array, jax.tree.leaves(variables))):
             return run(modules, *arrays, **others)
-        # How a box shards what is in it is set elsewhere (`nn.logical_axis_rules`).
-        variables = jax.tree.map(lambda module: unbox(module.variables), modules)
+        around = (reads(modules), str(nn.get_logical_axis_rules()))
         try:
-            return program(known, surroundings(), variables, *arrays, **others)
+            return program(known, around, variables, *arrays, **others)
         except flax.errors.FlaxError:
             pass
         # Parameters that are missing or misshaped: they are made, where Flax is told to
@@ -77,10 +117,9 @@ def _known_again(modules: Any, named: bool) -> Any:
     """
 
     def options(module):
-        names = [field.name for field in dataclasses.fields(module)]
-        drawn = [
-            n for n in names if n.endswith("_init") and callable(getattr(module, n))
-        ]
+        names = [f.name for f in dataclasses.fields(module)]
+        drawn = [n for n in names if n.endswith(_OF_PARAMETERS)]
+        drawn = [n for n in drawn if callable(getattr(module, n))]
         same = dict.fromkeys(drawn, nn.initializers.zeros)
         return module.clone(name=module.name if named else None, parent=None, **same)
 
@@ -92,6 +131,15 @@ def _known_again(modules: Any, named: bool) -> Any:
     except TypeError:
         return None
     return known
+
+
+def _parameters(module: Any) -> Any:
+    # How a box shards what is in it is set elsewhere (`nn.logical_axis_rules`).
+    return {"params": unbox(module.variables.get("params", {}))}
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))
 
 
 def _writes(module: Any) -> bool:

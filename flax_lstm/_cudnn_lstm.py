@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import State
+from flax_lstm._compiled_once import keepable
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import Sizes, join
 from flax_lstm._layers import layer_by_layer
@@ -41,6 +42,7 @@ _IN_TF32 = (None, "default", "high", "tensorfloat32", "TF32_TF32_F32")
 _IN_FLOAT32 = ("highest", "float32", "F32_F32_F32")
 
 
+@keepable()
 def run_layers_by_cudnn(
     layers: Sequence[Sequence[Any]],
     state: State,

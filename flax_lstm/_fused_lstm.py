@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from flax_lstm._compiled_once import keepable
 from flax_lstm._dtypes import at_least_float32
 from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
@@ -81,6 +82,7 @@ class Slopes(NamedTuple):
     m_by_c: jax.Array
 
 
+@keepable()
 def fuse_over_time(
     cell: Any,
     carry: Carry,

@@ -1,6 +1,6 @@
 """`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,11 +12,7 @@ from flax_lstm._cudnn_lstm import run_layers_by_cudnn
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
-from flax_lstm._native_lstm import (
-    run_native_or_fused_over_time,
-    run_native_over_time,
-    usable_loops,
-)
+from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
 from flax_lstm._recurrence import Recurrence
 from flax_lstm._stack import RecurrentStack, scan_known_layers
 
@@ -179,10 +175,6 @@ class StackedLSTM(RecurrentStack):
                 lengths with unbatched input, a missing dropout key.
         """
         return self.run(input, hx, seq_lengths, deterministic)
-
-    @staticmethod
-    def surroundings() -> Hashable:
-        return usable_loops()
 
     @nn.nowrap
     def check_options(self) -> None:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused, _native_primitives as primitives
+from flax_lstm._compiled_once import keepable
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._meant_primitive import varying_alike
@@ -30,11 +31,7 @@ from flax_lstm._recurrence import scan_over_time
 from flax_lstm.native import library
 
 
-def usable_loops() -> tuple[bool, bool]:
-    """Whether those for a CPU, and for a GPU, can be run: both decide what is."""
-    return library.CPU.is_usable(), library.GPU.is_usable()
-
-
+@keepable(reads=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
 def run_native_over_time(
     cell: Any,
     carry: Carry,
@@ -61,6 +58,7 @@ def run_native_over_time(
     return _run(cell, carry, inputs, valid, reverse, on_gpu=True)
 
 
+@keepable(reads=lambda cells: library.CPU.is_usable())
 def run_native_or_fused_over_time(
     cell: Any,
     carry: Carry,

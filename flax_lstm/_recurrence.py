@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import Carry
+from flax_lstm._compiled_once import keepable
 
 Recurrence = Callable[..., tuple[Carry, jax.Array]]
 
 
+@keepable()
 def scan_over_time(
     cell: Any,
     carry: Carry,
@@ -28,7 +30,7 @@ def scan_over_time(
     """One `nn.scan` over the cell, a step at a time.
 
     Args:
-        cell: a Linen module after `StackableCell`, bound inside its parent.
+        cell: a Linen module after `StackableCell`, bound.
         carry: the cell's state before the first step; leaves (B, …).
         inputs: (T, B, I). Where `valid` is False they must be finite.
         valid: (T, B) bool, or None if every step of every row counts. A step that

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
-from flax_lstm._compiled_once import compiled_once
+from flax_lstm._compiled_once import compiled_once, is_keepable, reads_of
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
@@ -90,11 +90,6 @@ class RecurrentStack(nn.Module, kw_only=True):
     def make_cell(self, dtype: DTypeLike, name: str) -> Any:
         """One cell, as a Linen module called `name` that computes in `dtype`."""
 
-    @staticmethod
-    def surroundings() -> Hashable:
-        """What an implementation reads beside its arguments, if that can change."""
-        return None
-
     def __post_init__(self) -> None:
         self.check_options()
         warn_of_idle_dropout(self)
@@ -145,12 +140,12 @@ class RecurrentStack(nn.Module, kw_only=True):
     @property
     def _rows(self) -> int:
         """L·D, of a state."""
-        return self.num_layers * (2 if self.bidirectional else 1)
+        return int(self.num_layers) * (2 if self.bidirectional else 1)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        proj_size = getattr(self, "proj_size", 0)
-        return self.cell_class.state_sizes(self.hidden_size, proj_size)
+        sizes = self.hidden_size, getattr(self, "proj_size", 0)
+        return self.cell_class.state_sizes(*map(int, sizes))
 
     @property
     def output_size(self) -> int:
@@ -219,8 +214,17 @@ class RecurrentStack(nn.Module, kw_only=True):
     def _stack_recurrence(self) -> StackRecurrence:
         run = self.stack_implementations.get(self.implementation)
         if run is None:
-            run = _one_by_one(self.implementations[self.implementation], self.remat)
-        return compiled_once(run, surroundings=self.surroundings)
+            recur = self.implementations[self.implementation]
+            if not is_keepable(recur):
+                return _one_by_one(recur, self.remat)
+            run = _known_one_by_one(recur, self.remat)
+        return compiled_once(run) if is_keepable(run) else run
+
+    @nn.nowrap
+    def reads(self) -> Hashable:
+        """What the implementation reads beside its arguments, see `keepable`."""
+        ways = {**self.implementations, **self.stack_implementations}
+        return reads_of(ways[self.implementation])(self)
 
     @nn.nowrap
     def _drop_out(self, x):
@@ -283,6 +287,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
 
-@functools.cache
 def _one_by_one(recur: Recurrence, remat: bool) -> StackRecurrence:
     return layer_by_layer(remat_over_time(recur) if remat else recur)
+
+
+_known_one_by_one = functools.cache(_one_by_one)

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
-from kinds import trace_anew
+from kinds import trace_layers_anew
 
 from flax_lstm import _cudnn_lstm, _cudnn_primitives
 
@@ -21,7 +21,7 @@ def has_gpu():
 
 def stand_in_for_cudnn(monkeypatch):
     """Leaves cuDNN where it is."""
-    trace_anew(monkeypatch)
+    trace_layers_anew(monkeypatch)
     if not has_gpu():
         monkeypatch.setattr(_cudnn_primitives, "rnn", Reference)
         monkeypatch.setattr(_cudnn_lstm, "forward_p", _on_cpu())

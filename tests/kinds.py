@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 import jax
 
-from flax_lstm import StackedGRU, StackedLSTM, StackedRNN, _fused_lstm, _stack
+from flax_lstm import (
+    StackedGRU,
+    StackedLSTM,
+    StackedRNN,
+    _classifier,
+    _fused_lstm,
+    _stack,
+)
 
 
 class Kind(NamedTuple):
@@ -45,9 +52,15 @@ def lay_out_as_if_large(monkeypatch):
     monkeypatch.setattr(_fused_lstm, "_JOINED_BYTES", 0)
 
 
-def trace_anew(monkeypatch):
+def trace_layers_anew(monkeypatch):
     """Has no stack take what it was traced to before a test changed what it reads."""
-    monkeypatch.setattr(_stack, "compiled_once", lambda run, **_: run)
+    for module in (_stack, _classifier):
+        monkeypatch.setattr(module, "compiled_once", lambda run, **_: run)
+
+
+def trace_anew(monkeypatch):
+    """The same of what the fused loops read."""
+    trace_layers_anew(monkeypatch)
     monkeypatch.setattr(_fused_lstm, "lstm", _fused_lstm.lstm_layer)
 
 

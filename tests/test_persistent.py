@@ -24,7 +24,7 @@ from beside_fused import (
 )
 from jax.interpreters import ad
 from jax.sharding import PartitionSpec as Spec
-from kinds import trace_anew
+from kinds import trace_layers_anew
 
 from flax_lstm import (
     StackedLSTM,
@@ -88,7 +88,7 @@ def primitives(tmp_path_factory):
 
 @pytest.fixture
 def on_cpu(primitives, monkeypatch):
-    trace_anew(monkeypatch)
+    trace_layers_anew(monkeypatch)
     for name, primitive in primitives.items():
         monkeypatch.setattr(_native_primitives, name, primitive)
     for name in ("is_usable", "register"):
