@@ -91,8 +91,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         if self.pooling == "attention":
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
-        draws = self.dropout > 0 and not deterministic
-        if draws or type(stack) not in _STACKS:
+        if type(stack) not in _STACKS or (stack.dropout > 0 and not deterministic):
             parts = stack, attention
             pooled = _pooled(parts, input, seq_lengths, **options)
             return self._head(pooled.shape[-1], pooled.dtype)(pooled)

@@ -2,7 +2,9 @@
 
 import logging
 import re
+from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import compiled_loops
 import flax.errors
@@ -15,8 +17,16 @@ from beside_fused import mesh_of_cpus
 from jax.sharding import NamedSharding, PartitionSpec as Spec
 from kinds import KINDS, packed
 
-from flax_lstm import LSTMClassifier, StackedGRU, StackedLSTM, StackedRNN
+from flax_lstm import (
+    GRUClassifier,
+    LSTMClassifier,
+    StackedGRU,
+    StackedLSTM,
+    StackedRNN,
+)
 from flax_lstm._lstm_cell import LSTMCell
+from flax_lstm._recurrence import scan_over_time
+from flax_lstm.native import library
 
 T, B, I, H = 4, 3, 3, 4  # noqa: E741
 KEY = jax.random.key(0)
@@ -278,6 +288,88 @@ def test_a_cell_that_has_no_hash_is_run_all_the_same():
     np.testing.assert_array_equal(
         stack.apply(variables, X)[0], plain.apply(variables, X)[0]
     )
+
+
+class Scaled:
+    """A user's recurrence: it reads what can change, writes, and has no hash."""
+
+    __hash__ = None
+    scale = 1.0
+
+    def __call__(self, cell, carry, inputs, *, valid, reverse):
+        carry, y = scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
+        cell.sow("seen", "steps", y.shape[0])
+        return carry, self.scale * y
+
+
+class OfScaledOutputs(StackedGRU):
+    implementations: ClassVar[dict] = {"auto": Scaled()}
+
+
+def test_a_users_own_recurrence_is_run_as_it_is(monkeypatch):
+    stack = OfScaledOutputs(I, H)
+    params = {"params": stack.init(KEY, X)["params"]}
+    output, _ = stack.apply(params, X)
+    monkeypatch.setattr(Scaled, "scale", 2.0)
+    for _ in range(2):
+        (twice, _), seen = stack.apply(params, X, mutable=["seen"])
+        np.testing.assert_array_equal(twice, 2 * output)
+        assert seen["seen"]["layer_0"]["steps"] == (T,)
+
+
+class OfWideOutputs(StackedGRU):
+    """A user's stack, with a field that is used in every call."""
+
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, input, hx=None, **options):
+        output, state = self.run(input, hx, None, True)
+        scale = self.scale_init(None, (2 * H,))
+        output = jnp.concatenate([output, output], axis=-1) * scale
+        self.sow("seen", "width", output.shape[-1])
+        return output.astype(jnp.float32), state
+
+
+class OfItsOwnStack(GRUClassifier):
+    def make_stack(self, **options):
+        return OfWideOutputs(**options)
+
+
+def test_a_users_own_stack_is_run_as_it_is():
+    model = OfItsOwnStack(input_size=I, hidden_size=H, pooling="mean", dtype="bfloat16")
+    x = np.moveaxis(X, 1, 0)
+    expected, variables = model.init_with_output(KEY, x)
+    assert variables["params"]["head"]["kernel"].shape == (2 * H, 10)
+    params = {"params": variables["params"]}
+    for _ in range(2):
+        logits, seen = model.apply(params, x, mutable=["seen"])
+        np.testing.assert_array_equal(logits, expected)
+        assert logits.dtype == jnp.float32
+        assert seen["seen"]["gru"]["width"] == (2 * H,)
+
+
+@pytest.mark.filterwarnings("error")
+def test_loops_that_nobody_asks_for_are_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path))
+    library.CPU.path().write_bytes(b"damaged")
+    for implementation in ("scan", "fused"):
+        stack = StackedLSTM(I, H, implementation=implementation)
+        stack.apply(stack.init(KEY, X), X)
+
+
+def test_sizes_may_be_any_integers():
+    stack = StackedGRU(I, np.array(H), num_layers=jnp.array(2))
+    variables = stack.init(KEY, X)
+    np.testing.assert_array_equal(
+        stack.apply(variables, X)[0], StackedGRU(I, H, 2).apply(variables, X)[0]
+    )
+
+
+def test_a_program_has_the_name_of_what_is_run():
+    stack = StackedLSTM(I, H, implementation="fused")
+    text = jax.jit(stack.apply).lower(stack.init(KEY, X), X).as_text()
+    assert "func.func private @fuse_over_time" in text
 
 
 class Unhashable:
