@@ -358,6 +358,26 @@ def test_loops_that_nobody_asks_for_are_not_looked_at(tmp_path, monkeypatch):
         stack.apply(stack.init(KEY, X), X)
 
 
+class Lazy:
+    """A parameter that becomes an array when it is asked for."""
+
+    def __init__(self, array):
+        self.array = array
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def __jax_array__(self):
+        return self.array
+
+
+def test_a_parameter_may_be_what_becomes_an_array():
+    stack = StackedLSTM(I, H, implementation="fused")
+    variables = stack.init(KEY, X)
+    expected, _ = stack.apply(variables, X)
+    output, _ = stack.apply(jax.tree.map(Lazy, variables), X)
+    np.testing.assert_array_equal(output, expected)
+
+
 def test_sizes_may_be_any_integers():
     stack = StackedGRU(I, np.array(H), num_layers=jnp.array(2))
     variables = stack.init(KEY, X)
