@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._compiled_once import compiled_once, keepable
+from flax_lstm._compiled_once import compiled_once, is_keepable, keepable
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
@@ -91,7 +91,8 @@ class SequenceClassifier(nn.Module, kw_only=True):
         if self.pooling == "attention":
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
-        if type(stack) not in _STACKS or (stack.dropout > 0 and not deterministic):
+        draws = stack.dropout > 0 and not deterministic
+        if draws or type(stack) not in _STACKS or not is_keepable(stack.recurrence):
             parts = stack, attention
             pooled = _pooled(parts, input, seq_lengths, **options)
             return self._head(pooled.shape[-1], pooled.dtype)(pooled)

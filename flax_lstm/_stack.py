@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
-from flax_lstm._compiled_once import compiled_once, is_keepable, reads_of
+from flax_lstm._compiled_once import Function, compiled_once, is_keepable, reads_of
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
@@ -212,19 +212,24 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def _stack_recurrence(self) -> StackRecurrence:
-        run = self.stack_implementations.get(self.implementation)
-        if run is None:
-            recur = self.implementations[self.implementation]
-            if not is_keepable(recur):
-                return _one_by_one(recur, self.remat)
-            run = _known_one_by_one(recur, self.remat)
-        return compiled_once(run) if is_keepable(run) else run
+        run = self.recurrence
+        if self.implementation in self.stack_implementations:
+            return compiled_once(run) if is_keepable(run) else run
+        if is_keepable(run):
+            return compiled_once(_known_one_by_one(run, self.remat))
+        return _one_by_one(run, self.remat)
+
+    @property
+    def recurrence(self) -> Function:
+        """What `implementation` names: a `Recurrence` or a `StackRecurrence`."""
+        every: dict[str, Function] = {**self.implementations}
+        every.update(self.stack_implementations)
+        return every[self.implementation]
 
     @nn.nowrap
     def reads(self) -> Hashable:
-        """What the implementation reads beside its arguments, see `keepable`."""
-        ways = {**self.implementations, **self.stack_implementations}
-        return reads_of(ways[self.implementation])(self)
+        """What a `keepable` implementation reads beside its arguments."""
+        return reads_of(self.recurrence)(self)
 
     @nn.nowrap
     def _drop_out(self, x):

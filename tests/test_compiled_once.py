@@ -317,6 +317,20 @@ def test_a_users_own_recurrence_is_run_as_it_is(monkeypatch):
         assert seen["seen"]["layer_0"]["steps"] == (T,)
 
 
+def test_so_it_is_in_a_classifier(monkeypatch):
+    ways = {**StackedGRU.implementations, "scaled": Scaled()}
+    monkeypatch.setattr(StackedGRU, "implementations", ways)
+    plain = GRUClassifier(input_size=I, hidden_size=H, pooling="mean")
+    x = np.moveaxis(X, 1, 0)
+    variables = plain.init(KEY, x)
+    scaled = plain.clone(implementation="scaled")
+    np.testing.assert_allclose(
+        scaled.apply(variables, x), plain.apply(variables, x), rtol=1e-6
+    )
+    monkeypatch.setattr(Scaled, "scale", 2.0)
+    assert (scaled.apply(variables, x) != plain.apply(variables, x)).any()
+
+
 class OfWideOutputs(StackedGRU):
     """A user's stack, with a field that is used in every call."""
 
