@@ -91,8 +91,8 @@ class SequenceClassifier(nn.Module, kw_only=True):
         if self.pooling == "attention":
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
-        draws = stack.dropout > 0 and not deterministic
-        if draws or type(stack) not in _STACKS or not is_keepable(stack.recurrence):
+        known = type(stack) in _STACKS and is_keepable(stack.recurrence)
+        if not known or (stack.dropout > 0 and not deterministic):
             parts = stack, attention
             pooled = _pooled(parts, input, seq_lengths, **options)
             return self._head(pooled.shape[-1], pooled.dtype)(pooled)
