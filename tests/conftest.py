@@ -7,7 +7,9 @@ Processes that a test starts train for some seconds: their code is optimised, bu
 cheap passes only.
 """
 
+import gc
 import os
+import pathlib
 
 import compiled_loops
 import hypothesis
@@ -84,6 +86,18 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         compiled_loops.remove()
+
+
+# Every compiled program is some mappings of memory, of which Linux gives a process
+# 65,530; compiling one more ends it. Programs of thousands of tests are more.
+_MOST_MAPPINGS = 15_000
+_MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_runtest_teardown():
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
