@@ -2,9 +2,9 @@
 
 JAX keeps what it traced and compiled of a function that is the same in the next call.
 What a lifted scan is made of is new in every call: outside of `jax.jit` each call of a
-stack would be compiled anew, and inside of it each layer traced anew. And what is one
-program is handed over once, where each operation by itself takes JAX some 50 µs, and
-within a gradient ten times that.
+stack would be compiled anew, and inside of it each layer traced anew. And one program
+is handed over once, where JAX has its work with each operation by itself, and most in
+a gradient (`python -m experiments.benchmark --parts=eager`).
 
 What is kept does not follow what is set elsewhere. So only functions are kept that say
 that they may be (`keepable`): ours do, and users' own need not. (A user's own cell is
