@@ -14,6 +14,7 @@ from flax_lstm._compiled_once import compiled_once, is_keepable, keepable
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
+from flax_lstm._own_weights import require_no_attention
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
@@ -88,7 +89,9 @@ class SequenceClassifier(nn.Module, kw_only=True):
         check.require_bool("deterministic", deterministic)
         stack = self._stack(name=self.cell)
         attention = None
-        if self.pooling == "attention":
+        if self.pooling != "attention":
+            require_no_attention(self.variables.get("params", {}), self.pooling)
+        else:
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
         known = type(stack) in _STACKS and is_keepable(stack.recurrence)

@@ -46,6 +46,7 @@ class HiddenStateStack(RecurrentStack, kw_only=True):
             TypeError: a non-floating input or state, non-integer lengths, a state
                 that is no array, a `deterministic` that is no bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key.
+                lengths with unbatched input, a missing dropout key, weights of
+                another stack.
         """
         return self.run(input, hx, seq_lengths, deterministic)

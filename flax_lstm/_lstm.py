@@ -1,10 +1,12 @@
 """`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
@@ -16,7 +18,7 @@ from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_ove
 from flax_lstm._recurrence import Recurrence
 from flax_lstm._stack import RecurrentStack, scan_known_layers
 
-_WITHOUT_PROJECTION = ("cudnn", "native")
+_OF_LIBRARIES = ("cudnn", "native")
 
 
 class StackedLSTM(RecurrentStack):
@@ -116,6 +118,7 @@ class StackedLSTM(RecurrentStack):
     dropout: float = 0.0
     bidirectional: bool = False
     proj_size: int = 0
+    _: KW_ONLY
     projection_kernel_init: nn.initializers.Initializer | None = None
     forget_bias: float = 0.0
 
@@ -172,7 +175,8 @@ class StackedLSTM(RecurrentStack):
             TypeError: a non-floating input or state, non-integer lengths, a state
                 that is no tuple, a `deterministic` that is no bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key.
+                lengths with unbatched input, a missing dropout key, weights of
+                another stack, an `implementation` that can't serve here.
         """
         return self.run(input, hx, seq_lengths, deterministic)
 
@@ -185,16 +189,27 @@ class StackedLSTM(RecurrentStack):
                 f"proj_size: expected it to be smaller than hidden_size "
                 f"{self.hidden_size}, got {self.proj_size}"
             )
-        if self.proj_size and self.implementation in _WITHOUT_PROJECTION:
-            raise ValueError(
-                f"proj_size: expected 0 with implementation={self.implementation!r}, "
-                f"which has no projection, got {self.proj_size}"
-            )
+        if self.implementation in _OF_LIBRARIES:
+            self._check_options_of_libraries()
         check.require_number("forget_bias", self.forget_bias)
         if self.forget_bias and not self.bias:
             raise ValueError(
                 f"forget_bias: expected 0 with bias=False, which leaves no bias to "
                 f"add it to, got {self.forget_bias}"
+            )
+
+    @nn.nowrap
+    def _check_options_of_libraries(self) -> None:
+        if self.proj_size:
+            raise ValueError(
+                f"proj_size: expected 0 with implementation={self.implementation!r}, "
+                f"which has no projection, got {self.proj_size}"
+            )
+        if self.dtype is not None and jnp.dtype(self.dtype) != jnp.float32:
+            raise ValueError(
+                f"dtype: expected float32 with implementation="
+                f"{self.implementation!r}, which has no other, got "
+                f"{jnp.dtype(self.dtype)}"
             )
 
     @nn.nowrap

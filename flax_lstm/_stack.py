@@ -19,6 +19,7 @@ from flax_lstm._compiled_once import Function, compiled_once, is_keepable, reads
 from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
+from flax_lstm._own_weights import require_own_weights
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
@@ -143,6 +144,12 @@ class RecurrentStack(nn.Module, kw_only=True):
         return int(self.num_layers) * (2 if self.bidirectional else 1)
 
     @property
+    def _layer_names(self) -> list[list[str]]:
+        """Of each layer in its directions."""
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        return [[f"layer_{k}{s}" for s in suffixes] for k in range(self.num_layers)]
+
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         sizes = self.hidden_size, getattr(self, "proj_size", 0)
         return self.cell_class.state_sizes(*map(int, sizes))
@@ -172,6 +179,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         check.require_bool("deterministic", deterministic)
         x, lengths = self.checked_input(input, seq_lengths)
         state = self._checked_state(hx, x)
+        self._require_own_weights()
         dtype = self.computation_dtype(x, state)
         batched = x.ndim == 3
         batch_first = self.batch_first and batched
@@ -192,10 +200,9 @@ class RecurrentStack(nn.Module, kw_only=True):
     @nn.nowrap
     def _run_layers(self, x, state, valid, deterministic, dtype):
         """Time-major (T, B, ·) through all layers, with dropout between them."""
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
         layers = tuple(
-            tuple(self.make_cell(dtype, name=f"layer_{layer}{s}") for s in suffixes)
-            for layer in range(self.num_layers)
+            tuple(self.make_cell(dtype, name=name) for name in names)
+            for names in self._layer_names
         )
         run = self._stack_recurrence()
         if self.dropout == 0 or deterministic or self.num_layers == 1:
@@ -253,6 +260,14 @@ class RecurrentStack(nn.Module, kw_only=True):
             return x, None
         steps = x.shape[time]
         return x, check.as_lengths(seq_lengths, x.shape, self._batch_of(x), steps)
+
+    @nn.nowrap
+    def _require_own_weights(self):
+        params = self.variables.get("params", {})
+        layers = [name for names in self._layer_names for name in names]
+        options = ("num_layers", "bidirectional", "bias", "proj_size")
+        given = {name: getattr(self, name) for name in options if hasattr(self, name)}
+        require_own_weights(params, layers, given)
 
     @nn.nowrap
     def _batch_of(self, x):

@@ -60,7 +60,10 @@ def _require_real(name: str, value: Any, expected: str) -> None:
 def require_bool(name: str, value: Any) -> None:
     """`value` is True or False (a traced or integer truth value is refused)."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {_shown(value)}")
+        hint = ""
+        if isinstance(value, jax.core.Tracer):
+            hint = "; under jax.jit name it in static_argnames, or set it inside"
+        raise TypeError(f"{name}: expected True or False, got {_shown(value)}{hint}")
 
 
 def require_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
@@ -78,7 +81,10 @@ def require_floating_dtype(name: str, value: Any) -> None:
     except TypeError:
         floating = False
     if not floating:
-        raise TypeError(f"{name}: expected a floating-point dtype, got {value!r}")
+        raise TypeError(
+            f"{name}: expected a floating-point dtype of JAX or NumPy, such as "
+            f"jnp.float32, got {value!r}"
+        )
 
 
 def require_initializer(name: str, value: Any) -> None:
@@ -97,6 +103,8 @@ def as_floating_array(name: str, value: Any) -> jax.Array:
     except (TypeError, ValueError, RuntimeError) as error:
         # torch's own says what to do of a tensor that needs a gradient.
         why = f" ({error})" if hasattr(value, "detach") else ""
+        if hasattr(value, "batch_sizes"):  # A PackedSequence of torch's.
+            why = "; pass the padded array, and its lengths as seq_lengths="
         raise TypeError(
             f"{name}: expected an array of floating-point numbers, got "
             f"{_shown(value)}{why}"

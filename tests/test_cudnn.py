@@ -127,8 +127,12 @@ def test_bfloat16_products_are_refused(cudnn):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_other_dtypes_are_refused(cudnn, x64, dtype):
-    lstm, x, variables = setting(dtype=dtype)
-    with pytest.raises(ValueError, match=r"dtype: expected float32 .* got"):
+    message = rf"dtype: expected float32 .* got {jnp.dtype(dtype)}"
+    with pytest.raises(ValueError, match=message):
+        setting(dtype=dtype)
+    lstm, x, variables = setting()
+    x, variables = jax.tree.map(partial(jnp.asarray, dtype=dtype), (x, variables))
+    with pytest.raises(ValueError, match=message):
         lstm.apply(variables, x)
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ OPTIONS = [
         "dtype",
         jnp.int32,
         TypeError,
-        "dtype: expected a floating-point dtype, got .*int32",
+        r"dtype: expected a floating-point dtype .*jnp\.float32, got .*int32",
     ),
     ("dtype", "complex64", TypeError, "dtype: expected a floating.*, got 'complex64'"),
     ("dtype", "no dtype", TypeError, "dtype: expected a floating.*, got 'no dtype'"),
@@ -451,6 +452,68 @@ def test_parameters_that_do_not_fit_are_flaxs_own_errors(
         model.apply(variables, X)
 
 
+OF_ANOTHER_STACK = [
+    # the stack that the weights belong to, the one that they are given to, unexpected
+    ({"num_layers": 3}, {"num_layers": 2}, "layer_2"),
+    (
+        {"num_layers": 2, "bidirectional": True},
+        {},
+        "layer_0_reverse, layer_1, layer_1_reverse",
+    ),
+]
+OF_ANOTHER_LSTM = [
+    ({}, {"bias": False}, ", ".join(f"layer_0/h{gate}/bias" for gate in "fgio")),
+    ({"proj_size": 2}, {}, "layer_0/hr"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "options", "unexpected"),
+    [
+        *((kind, *case) for kind in STACKS for case in OF_ANOTHER_STACK),
+        *((StackedLSTM, *case) for case in OF_ANOTHER_LSTM),
+        (
+            StackedGRU,
+            {},
+            {"bias": False},
+            "layer_0/hn/bias, layer_0/in/bias, layer_0/ir/bias, layer_0/iz/bias",
+        ),
+        (StackedRNN, {}, {"bias": False}, "layer_0/i/bias"),
+    ],
+)
+def test_weights_of_another_stack_are_refused_as_torch_refuses_them(
+    kind, given, options, unexpected
+):
+    model, variables = stack(kind, **options), stack(kind, **given).init(KEY, X)
+    message = f"^params: unexpected {unexpected}; expected the weights of a stack with "
+    for apply in (model.apply, jax.jit(model.apply)):
+        with pytest.raises(ValueError, match=message + "num_layers="):
+            apply(variables, X)
+
+
+def test_what_a_subclass_has_beside_the_stack_is_its_own():
+    class Scaled(StackedLSTM):
+        @nn.compact
+        def __call__(self, input):
+            scale = self.param("scale", nn.initializers.ones, ())
+            output, state = super().__call__(input)
+            return scale * output, state
+
+    model = stack(Scaled, bias=False)
+    variables = model.init(KEY, X)
+    del variables["params"]["scale"]
+    expected, _ = stack(bias=False).apply(variables, X)
+    variables["params"]["scale"] = jnp.float32(2)
+    np.testing.assert_allclose(model.apply(variables, X)[0], 2 * expected)
+
+
+def test_a_classifier_refuses_an_attention_that_it_has_not():
+    variables = stack(LSTMClassifier, pooling="attention").init(KEY, X)
+    message = "^params: unexpected attention; .* of a classifier with pooling='last'"
+    with pytest.raises(ValueError, match=message):
+        stack(LSTMClassifier).apply(variables, X)
+
+
 @pytest.mark.parametrize("implementation", ["scan", "fused", "native", "cudnn"])
 def test_missing_parameters_are_made_where_they_may_be(
     implementation, native, monkeypatch
@@ -496,6 +559,23 @@ def test_a_torch_tensor_that_needs_a_gradient_is_refused_in_torchs_words():
         stack().apply(two_layers(), x)
 
 
+def test_what_torch_has_itself_is_refused_with_what_to_do():
+    torch = pytest.importorskip("torch", reason="its objects are the arguments")
+    with pytest.raises(TypeError, match=r"^dtype: .* of JAX .*, got torch\.float32$"):
+        stack(dtype=torch.float32)
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(T, I)])
+    message = "^input: expected an array .*got a PackedSequence; .* seq_lengths="
+    with pytest.raises(TypeError, match=message):
+        stack().apply(two_layers(), packed)
+    weights = torch.nn.LSTM(I, H).state_dict()
+    message = "^params: .* got torch's, weight_ih_l0; .* params_from_torch"
+    with pytest.raises(ValueError, match=message):
+        stack().apply({"params": weights}, X)
+
+
 def test_a_traced_deterministic_is_refused():
-    with pytest.raises(TypeError, match=r"^deterministic: expected True or False"):
+    message = (
+        r"^deterministic: expected True or False.* bool; under jax\.jit name it in"
+    )
+    with pytest.raises(TypeError, match=message):
         jax.jit(lambda d: stack().init(KEY, X, deterministic=d))(True)

@@ -342,8 +342,12 @@ def test_auto_is_fused_for_symbolic_sizes(native, monkeypatch):
 
 
 def test_other_dtypes_are_refused(native):
-    model, variables, x = classifier(implementation="native", dtype=jnp.bfloat16)
-    with pytest.raises(ValueError, match=r"dtype: expected float32 .*got bfloat16"):
+    message = r"dtype: expected float32 .*got bfloat16"
+    with pytest.raises(ValueError, match=message):
+        classifier(implementation="native", dtype=jnp.bfloat16)
+    model, variables, x = classifier(implementation="native")
+    x, variables = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, variables))
+    with pytest.raises(ValueError, match=message):
         model.apply(variables, x)
 
 
