@@ -96,17 +96,28 @@ def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     Raises:
         TypeError: something else than a tree of arrays.
+        ValueError: the tree's parent.
     """
     if not isinstance(params, Mapping):
         raise TypeError(
             f"params: expected a mapping of names, what stands under 'params', got a "
             f"{type(params).__name__}"
         )
+    if params.keys() == {"params"}:
+        raise ValueError(
+            "params: expected what stands under 'params', got the variables around "
+            "it; pass variables['params']"
+        )
     leaves = flax.core.meta.unbox(flatten_dict(dict(params), sep="/"))
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "shape"):
+            # Of `flax.nnx`, whose State is no tree of dicts.
+            hint = (
+                "; pass nnx.to_pure_dict(state)" if hasattr(leaf, "flat_state") else ""
+            )
             raise TypeError(
-                f"params: expected an array for {path}, got a {type(leaf).__name__}"
+                f"params: expected an array for {path}, got a "
+                f"{type(leaf).__name__}{hint}"
             )
     return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 

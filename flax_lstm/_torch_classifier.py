@@ -1,6 +1,6 @@
 """Weights from the study notes' torch classifier and its kin, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from flax_lstm._state_dict import (
     require_shapes,
     writable,
 )
-from flax_lstm._torch_layout import LAYOUTS, StackLayout
+from flax_lstm._torch_layout import LAYOUTS, StackLayout, cell_of_weights
 from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
 # torch's names of the layers beside the stack, and ours. The study notes' classifier
 # has its head under this name, spelt like this.
 _NOTES_HEAD = "classifer"
+_FIRST = ".weight_ih_l0"
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -30,13 +31,13 @@ _ATTENTION = {
 
 
 def classifier_params_from_torch(
-    state_dict: Any, head: str = _NOTES_HEAD
+    state_dict: Any, head: str = _NOTES_HEAD, stack: str | None = None
 ) -> dict[str, Any]:
     """Parameters of a classifier from the study notes' torch classifier.
 
-    That is a torch.nn.LSTM named `lstm` with a torch.nn.Linear named `classifer`
-    (the notes spell it so). For a `GRUClassifier` or an `RNNClassifier` it is a
-    torch.nn.GRU named `gru` or a torch.nn.RNN named `rnn`, and with
+    That is a torch.nn.LSTM with a torch.nn.Linear named `classifer` (the notes spell it
+    so). For a `GRUClassifier` or an `RNNClassifier` it has a torch.nn.GRU or a
+    torch.nn.RNN, which the shapes tell as in `params_from_torch`, and with
     `pooling='attention'` there are two more torch.nn.Linear: `attention`, (D·P, D·P),
     and `query`, from D·P to 1 and without a bias.
 
@@ -44,6 +45,7 @@ def classifier_params_from_torch(
         state_dict: a mapping or the path of a `.safetensors` file, with the keys of
             these modules and no other.
         head: torch's name of the Linear, such as `'fc'`.
+        stack: torch's name of the LSTM, GRU or RNN; None finds it.
 
     Returns:
         What goes under `'params'`, with the entries `lstm`, `gru` or `rnn`, `head`,
@@ -53,26 +55,34 @@ def classifier_params_from_torch(
         ValueError, TypeError: as `params_from_torch`.
 
     Example:
+        >>> import numpy as np
         >>> from flax_lstm import classifier_params_from_torch
-        >>> classifier_params_from_torch({})
-        Traceback (most recent call last):
-            ...
-        ValueError: state_dict: missing classifer.bias, classifer.weight, ...
+        >>> weights = {'rnn.weight_ih_l0': np.ones((16, 3)),
+        ...            'rnn.weight_hh_l0': np.ones((16, 4)),
+        ...            'fc.weight': np.ones((2, 4)), 'fc.bias': np.ones(2)}
+        >>> params = classifier_params_from_torch(weights, head='fc')
+        >>> sorted(params)
+        ['head', 'lstm']
+
+    Source: the attributes in
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html and
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html
     """
     tensors = read_state_dict(state_dict)
-    cell = _first_cell(tensors, ".")
-    prefix = f"{cell}."
+    stack = _stack_named(stack, tensors)
+    prefix = f"{stack}."
     weights = behind(prefix, tensors)
-    stack = StackLayout.named_in(weights)
+    layout = StackLayout.named_in(weights)
     names = _head_named(head)
     if _ATTENTION.keys() & tensors.keys():
         names |= _ATTENTION
-    _require_head(head, names, tensors)
-    expected = {prefix + name for name in stack.names()} | names.keys()
+    _require_head(head, names, tensors, prefix)
+    expected = {prefix + name for name in layout.names()} | names.keys()
     require_names("state_dict", expected, tensors)
 
+    cell = _cell_of(weights, stack)
     tree = stack_from_torch(weights, prefix, cell)
-    width = stack.output_width(weights, cell)
+    width = layout.output_width(weights, cell)
     classes = tensors[f"{head}.weight"].shape[:1]
     shapes = {
         f"{head}.weight": (*classes, width),
@@ -91,7 +101,7 @@ def classifier_params_from_torch(
 
 
 def classifier_params_to_torch(
-    params: Mapping[str, Any], head: str = _NOTES_HEAD
+    params: Mapping[str, Any], head: str = _NOTES_HEAD, stack: str | None = None
 ) -> dict[str, np.ndarray]:
     """Weights for the study notes' torch classifier; see `params_to_torch`.
 
@@ -99,11 +109,12 @@ def classifier_params_to_torch(
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
             `RNNClassifier`.
         head: torch's name of the Linear, such as `'fc'`.
+        stack: torch's name of the LSTM, GRU or RNN; by default `lstm`, `gru` or `rnn`.
 
     Returns:
-        A dict of writable NumPy arrays under `lstm.*`, `gru.*` or `rnn.*`,
+        A dict of writable NumPy arrays: the stack's under `lstm.`, `gru.` or `rnn.`,
         `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), or
-        what `head` is instead;
+        what `stack` and `head` are instead;
         with `pooling='attention'` also `attention.weight` (D·P, D·P),
         `attention.bias` (D·P,) and `query.weight` (1, D·P).
 
@@ -116,16 +127,19 @@ def classifier_params_to_torch(
         >>> variables = LSTMClassifier().init(jax.random.key(0), jnp.ones((1, 28, 28)))
         >>> classifier_params_to_torch(variables['params'])['classifer.weight'].shape
         (10, 128)
+
+    Source: as `classifier_params_from_torch`.
     """
     leaves = flat(params)
+    _require_string("stack", stack or "")
     cell = _first_cell(leaves, "/")
     beside = {path for path in leaves if not path.startswith(f"{cell}/")}
     has_attention = any(path.startswith("attention/") for path in beside)
     names = _head_named(head) | (_ATTENTION if has_attention else {})
     require_names("params", names.values(), beside)
     of_stack = behind(f"{cell}/", leaves)
-    stack = stack_to_torch(of_stack, f"{cell}/")
-    width = StackLayout.named_in(stack).output_width(stack, cell)
+    in_torch = stack_to_torch(of_stack, f"{cell}/")
+    width = StackLayout.named_in(in_torch).output_width(in_torch, cell)
     classes = leaves["head/kernel"].shape[1:]
     shapes = {
         "head/kernel": (width, *classes),
@@ -138,20 +152,51 @@ def classifier_params_to_torch(
         "params", {path: (shapes[path], leaves[path].shape) for path in names.values()}
     )
     require_floating("params", {path: leaves[path] for path in names.values()})
-    weights = {f"{cell}.{name}": array for name, array in stack.items()}
+    prefix = f"{stack or cell}."
+    weights = {prefix + name: array for name, array in in_torch.items()}
     return weights | {name: writable(leaves[path].T) for name, path in names.items()}
 
 
 def _head_named(head: str) -> dict[str, str]:
-    if not isinstance(head, str):
-        raise TypeError(f"head: expected a string, got a {type(head).__name__}")
+    _require_string("head", head)
     return {f"{head}.weight": "head/kernel", f"{head}.bias": "head/bias"}
 
 
-def _require_head(head: str, names: Mapping[str, str], tensors: Any) -> None:
+def _require_string(argument: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a string, got a {type(value).__name__}")
+
+
+def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
+    """Under which name torch has the stack; `lstm` if it is missing."""
+    found = [name.removesuffix(_FIRST) for name in tensors if name.endswith(_FIRST)]
+    if stack is None:
+        return found[0] if len(found) == 1 else _first_cell(tensors, ".")
+    _require_string("stack", stack)
+    if found and stack not in found:
+        raise ValueError(
+            f"stack: expected {' or '.join(map(repr, found))}, the name of the LSTM, "
+            f"GRU or RNN in the state_dict, got {stack!r}"
+        )
+    return stack
+
+
+def _cell_of(weights: Mapping[str, Any], stack: str) -> str:
+    """By the shapes; if no cell has such, by the name."""
+    try:
+        return cell_of_weights(weights, f"{stack}.")
+    except ValueError:
+        if stack not in LAYOUTS:
+            raise
+        return stack
+
+
+def _require_head(
+    head: str, names: Mapping[str, str], tensors: Any, prefix: str
+) -> None:
     """If a Linear of another name is the only one, the error says which."""
-    others = {name.rpartition(".")[0] for name in tensors if name not in names}
-    others -= set(LAYOUTS)
+    beside = [name for name in tensors if not name.startswith(prefix)]
+    others = {name.rpartition(".")[0] for name in beside if name not in names}
     if f"{head}.weight" not in tensors and len(others) == 1:
         raise ValueError(
             f"head: expected {others.pop()!r}, the name of the Linear in the "

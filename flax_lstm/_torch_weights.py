@@ -102,8 +102,12 @@ def params_to_torch(
         >>> variables = lstm.init(jax.random.key(0), jnp.ones((5, 2, 3)))
         >>> params_to_torch(variables['params'])['weight_ih_l0'].shape
         (16, 3)
+
+    Source: as `params_from_torch`.
     """
-    weights = stack_to_torch(flat(params))
+    leaves = flat(params)
+    _require_no_parent(leaves)
+    weights = stack_to_torch(leaves)
     return {prefix + name: array for name, array in weights.items()}
 
 
@@ -117,6 +121,23 @@ def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
         raise ValueError(
             f"prefix: expected {choices}, behind which the state_dict has {_FIRST}, "
             f"got {prefix!r}"
+        )
+
+
+def _require_no_parent(leaves: Mapping[str, Any]) -> None:
+    """If the stack's entries stand within another's, the error says where."""
+    if any(path.startswith("layer_0/") for path in leaves):
+        return
+    stacks = sorted({p.partition("/layer_0/")[0] for p in leaves if "/layer_0/" in p})
+    if stacks:
+        choices = " or ".join(
+            "".join(f"[{name!r}]" for name in stack.split("/")) for stack in stacks
+        )
+        whole = {"head/kernel", "head/bias"} & leaves.keys()
+        hint = ", or all to classifier_params_to_torch" if whole else ""
+        raise ValueError(
+            f"params: expected those of a stack alone, got them within others; pass "
+            f"params{choices}{hint}"
         )
 
 
@@ -175,11 +196,6 @@ def stack_to_torch(
 
     `within` stands before the paths in messages.
     """
-    if not within and leaves and all(path.startswith("params/") for path in leaves):
-        raise ValueError(
-            "params: expected what stands under 'params', got the variables around "
-            "it; pass variables['params']"
-        )
     cell = cell_of_params({k.partition("/")[2] for k in leaves})
     layout = LAYOUTS[cell]
     has_bias = any(k.endswith("/bias") for k in leaves) or not leaves

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from kinds import KINDS
 
@@ -402,6 +403,31 @@ def test_the_params_with_their_collection_name_around_them_are_refused():
         params_to_torch({"params": flax_params()})
 
 
+def test_the_params_around_a_stacks_are_refused_with_where_it_is():
+    params = classifier("lstm").init(jax.random.key(0), batch())["params"]
+    message = (
+        r"^params: .* pass params\['lstm'\], or all to classifier_params_to_torch$"
+    )
+    with pytest.raises(ValueError, match=message):
+        params_to_torch(params)
+    inner = {"encoder": {"rnn": params["lstm"]}, "decoder": {"kernel": jnp.ones(3)}}
+    with pytest.raises(ValueError, match=r"pass params\['encoder'\]\['rnn'\]$"):
+        params_to_torch(inner)
+    with pytest.raises(ValueError, match=r"^params: .* pass variables\['params'\]$"):
+        classifier_params_to_torch({"params": params})
+
+
+def test_an_nnx_state_is_refused_with_what_to_do():
+    model = nnx.bridge.ToNNX(StackedLSTM(I, H), rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, batch())
+    state = nnx.state(model, nnx.Param)
+    with pytest.raises(
+        TypeError, match=r"^params: .* pass nnx\.to_pure_dict\(state\)$"
+    ):
+        params_to_torch(state)
+    assert "weight_ih_l0" in params_to_torch(nnx.to_pure_dict(state))
+
+
 def test_parameters_in_a_box_are_read_and_shapes_alone_are_refused():
     boxed = nn.with_partitioning(nn.initializers.normal(), ("in", "out"))
     stack = StackedLSTM(I, H, kernel_init=boxed)
@@ -576,7 +602,7 @@ WRONG_CLASSIFIERS = {
     ),
     "another_cell": (
         {"lstm.weight_hh_l0": np.ones((18, 6))},
-        r"lstm\.weight_hh_l0 expected \(24, 6\), got \(18, 6\)$",
+        r"lstm\.weight_hh_l0 expected \(24, 8\), got \(18, 6\)$",
     ),
 }
 
@@ -604,6 +630,25 @@ def test_a_head_of_another_name_is_read_and_written_by_it():
     assert classifier_params_to_torch(params, head="fc").keys() == renamed.keys()
     with pytest.raises(TypeError, match=r"^head: expected a string, got a NoneType"):
         classifier_params_from_torch(renamed, head=None)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("name", ["rnn", "gru", "net", "encoder.lstm"])
+def test_a_stack_of_another_name_is_read_and_written_by_it(kind, name):
+    """The shapes tell which cell it is, as for a stack alone."""
+    weights = TorchClassifier(kind).state_dict()
+    cell = kind.partition("_")[0]
+    renamed = {k.replace(f"{cell}.", f"{name}."): v for k, v in weights.items()}
+    expected = classifier_params_from_torch(weights)
+    for options in ({}, {"stack": name}):
+        params = classifier_params_from_torch(renamed, **options)
+        assert_same_bits(params, expected)
+    assert classifier_params_to_torch(params, stack=name).keys() == renamed.keys()
+    message = rf"^stack: expected '{name}', the name of the LSTM, .*, got 'other'$"
+    with pytest.raises(ValueError, match=message):
+        classifier_params_from_torch(renamed, stack="other")
+    with pytest.raises(TypeError, match=r"^stack: expected a string, got a int"):
+        classifier_params_from_torch(renamed, stack=3)
 
 
 def test_a_classifier_without_a_head_is_listed():
