@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
     program = f"python -m experiments.{_module_name()}"
     _end_on_interrupt(program)
+    _tell_warnings_once(program)
 
     def parse(argv):
         try:
@@ -50,6 +52,18 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(BROKEN_PIPE_STATUS)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _tell_warnings_once(program: str) -> None:
+    """Each as one line, without the line of source that gave it."""
+    told = set()
+
+    def show(message, *_, **__):
+        if str(message) not in told:
+            told.add(str(message))
+            print(f"{program}: note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
 
 
 def _end_on_interrupt(program: str) -> None:

@@ -8,14 +8,14 @@ import os
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path, define_paths
+from experiments.path_flags import define_path, define_paths, require
 
 define_paths(
     "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
 )
 flags.DEFINE_list("names", None, "A name for each (default: those of the folders).")
 define_path("output", "comparison.png", "The picture to write.")
-flags.mark_flag_as_required("workdirs")
+require("workdirs", "expected folders of runs of experiments.mnist")
 
 FLAGS = flags.FLAGS
 

@@ -27,6 +27,19 @@ LEAST_ROWS_A_DEVICE = 25
 _FORCED_DEVICES = "xla_force_host_platform_device_count"
 
 
+def require_rows(batch_size: int, num_devices: int | None) -> None:
+    """Each of `num_devices` has a row of a batch.
+
+    Raises:
+        RunError: there are fewer rows.
+    """
+    if num_devices is not None and num_devices > batch_size:
+        raise RunError(
+            f"--num_devices: expected at most {batch_size}, the rows of a batch, got "
+            f"{num_devices}"
+        )
+
+
 def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     """Makes one CPU device of every core that this process may use, or `num_devices`.
 

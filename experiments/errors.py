@@ -12,6 +12,24 @@ class RunError(Exception):
 
 
 @contextlib.contextmanager
+def in_memory(advice: str) -> Iterator[None]:
+    """Around what may want more memory than there is, of which JAX has several words.
+
+    Raises:
+        RunError: it did; what it wanted, and the `advice`.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        words = ("Out of memory", "out of memory", "RESOURCE_EXHAUSTED")
+        if not isinstance(error, MemoryError) and not any(w in text for w in words):
+            raise
+        wanted = text.partition("\n")[0]
+        raise RunError(f"out of memory ({wanted}); {advice}") from error
+
+
+@contextlib.contextmanager
 def naming(flag: str) -> Iterator[None]:
     """Around what `flag` asks for: a RunError in it begins with the flag's name."""
     try:

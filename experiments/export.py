@@ -8,16 +8,15 @@ import os
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path
+from experiments.path_flags import define_path, define_workdir_of_a_run
 
-define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+define_workdir_of_a_run()
 flags.DEFINE_integer(
     "step", None, "Which checkpoint (default: the newest).", lower_bound=0
 )
 define_path(
     "output", None, "The file to write (default: classifier.jaxexport in the workdir)."
 )
-flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
 

@@ -44,7 +44,7 @@ flags.DEFINE_enum(
     "What a step reads: a row, a pixel, or a pixel in a fixed drawn order.",
 )
 flags.DEFINE_enum(
-    "cell", _DEFAULTS.cell, list(CLASSIFIERS), "Of the stack; rnn is the tanh one."
+    "cell", _DEFAULTS.cell, list(CLASSIFIERS), "Kind of recurrent layer; rnn uses tanh."
 )
 flags.DEFINE_enum(
     "pooling",

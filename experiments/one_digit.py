@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments.errors import RunError
-from experiments.path_flags import define_path
+from experiments.path_flags import define_path, define_workdir_of_a_run
 
 if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
     from experiments.prediction import Prediction
     from experiments.restored import RestoredClassifier
 
-define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+define_workdir_of_a_run()
 flags.DEFINE_integer(
     "step", None, "Which checkpoint (default: the newest).", lower_bound=0
 )
@@ -25,7 +25,6 @@ define_path(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
 )
 define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
-flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
 

@@ -25,6 +25,7 @@ def define_path(name: str, default: str | None, help: str) -> None:
     flags.DEFINE(
         _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
     )
+    flags.register_validator(name, lambda path: path != "", "expected a path")
 
 
 def define_paths(name: str, default: list[str] | None, help: str) -> None:
@@ -32,3 +33,15 @@ def define_paths(name: str, default: list[str] | None, help: str) -> None:
     flags.DEFINE(
         _PathsParser(), name, default, help, serializer=flags.CsvListSerializer(",")
     )
+
+
+def define_workdir_of_a_run() -> None:
+    """Defines --workdir of a command that reads what a run has left; it is needed."""
+    folder = "folder of a run of experiments.mnist"
+    define_path("workdir", None, f"The {folder} (required).")
+    require("workdir", f"expected the {folder}")
+
+
+def require(name: str, expected: str) -> None:
+    """The flag must be given; else an error that says what was `expected`."""
+    flags.register_validator(name, lambda value: value is not None, expected)

@@ -19,9 +19,10 @@ from experiments.devices import (
     local_row_mesh,
     loops_on_cpu,
     replicated,
+    require_rows,
     row_mesh,
 )
-from experiments.errors import RunError, naming
+from experiments.errors import RunError, in_memory, naming
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
@@ -60,6 +61,7 @@ def train_and_test(
         RunError: whatever the user can mend, in one line; `Stopped` is one.
     """
     keep_if_large(parameters.step_bytes)
+    require_rows(parameters.batch_size, num_devices)
     claim_cores(num_devices, parameters.cell)
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None
@@ -84,7 +86,8 @@ def train_and_test(
             f"Dataset: {data.name}, {data.train.total} training and "
             f"{data.test.total} test examples"
         )
-        with StopRequest() as stop:
+        smaller = "a smaller --batch_size or --hidden_size may help"
+        with StopRequest() as stop, in_memory(smaller):
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
             if processes.agree(0, stop.number)[1]:
                 raise Stopped("all is trained; the same command tests it", stop.by)

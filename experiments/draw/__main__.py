@@ -6,9 +6,9 @@ Example: python -m experiments.draw --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path
+from experiments.path_flags import define_path, define_workdir_of_a_run
 
-define_path("workdir", None, "Folder of a run of experiments.mnist (required).")
+define_workdir_of_a_run()
 flags.DEFINE_integer(
     "step", None, "Which checkpoint (default: the newest).", lower_bound=0
 )
@@ -27,7 +27,6 @@ define_path(
     "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
 )
 define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
-flags.mark_flag_as_required("workdir")
 
 FLAGS = flags.FLAGS
 
