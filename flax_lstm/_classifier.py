@@ -27,6 +27,16 @@ class SequenceClassifier(nn.Module, kw_only=True):
     """What the classifiers share; each declares its stack's options and builds it.
 
     What is not torch's is declared here, by keyword only, as in `RecurrentStack`.
+
+    Raises:
+        TypeError: it is called itself, instead of one of its kinds.
+
+    Example:
+        >>> from flax_lstm import GRUClassifier, SequenceClassifier
+        >>> isinstance(GRUClassifier(), SequenceClassifier)
+        True
+
+    Source: the study notes' classifier, see `LSTMClassifier`.
     """
 
     pooling: str = "last"
@@ -183,7 +193,8 @@ class LSTMClassifier(SequenceClassifier):
 
     The other options are those of `StackedLSTM`: input_size, hidden_size, num_layers,
     bias, batch_first, dropout, bidirectional, proj_size, dtype, param_dtype,
-    implementation and remat.
+    implementation and remat. Initializers and forget_bias are not among them; a
+    subclass whose `make_stack` passes them on has them.
 
     Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
     `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), drawn
@@ -252,6 +263,9 @@ class GRUClassifier(SequenceClassifier):
         >>> lengths = jnp.array([28, 9, 0, 1, 2])
         >>> model.apply(variables, images, seq_lengths=lengths).shape
         (5, 10)
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html, and as
+    `LSTMClassifier`.
     """
 
     num_classes: int = 10
@@ -295,6 +309,9 @@ class RNNClassifier(SequenceClassifier):
         >>> variables = model.init(jax.random.key(0), images)
         >>> model.apply(variables, images).shape
         (5, 10)
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html, and as
+    `LSTMClassifier`.
     """
 
     num_classes: int = 10

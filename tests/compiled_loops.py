@@ -42,7 +42,8 @@ def compile_for_all():
 
 
 def remove():
-    shutil.rmtree(os.environ[_ROOT], ignore_errors=True)
+    if _ROOT in os.environ:  # Not where tests are only listed.
+        shutil.rmtree(os.environ[_ROOT], ignore_errors=True)
 
 
 def directory():
