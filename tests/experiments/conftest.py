@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from commands import train
+from commands import command_anew, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,4 +16,5 @@ def ctrl_c():
 def trained(tmp_path_factory):
     """Workdir of 20 epochs with dropout, and what the command printed."""
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, train(workdir, "--num_epochs=20", "--dropout=0.1")
+    flags = ("--num_epochs=20", "--dropout=0.1")
+    return workdir, train(workdir, *flags, by=command_anew)
