@@ -2,6 +2,7 @@
 
 import signal
 
+import forked
 import pytest
 from commands import command_anew, train
 
@@ -10,6 +11,12 @@ from commands import command_anew, train
 def ctrl_c():
     """A shell's background job ignores Ctrl-C, and so would every process it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment():
+    """What forks have; tests/conftest.py has changed it since this file was read."""
+    forked.read_at_first()
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,15 @@ def read_by_jax():
     return {k: v for k, v in os.environ.items() if k.startswith("JAX")}
 
 
-# A test may change them for what it starts.
-_AT_FIRST = read_by_jax()
+@functools.cache
+def read_at_first():
+    """Those of before the first test, which may change them for what it starts."""
+    return read_by_jax()
 
 
 def is_as_new():
     """Whether a fork would be what a new process is."""
-    return read_by_jax() == _AT_FIRST
+    return read_by_jax() == read_at_first()
 
 
 def run(module, *flags):
@@ -53,9 +55,10 @@ def run(module, *flags):
 
 @functools.cache
 def _server():
+    others = {k: v for k, v in os.environ.items() if k not in read_by_jax()}
     return subprocess.Popen(
         [sys.executable, __file__],
-        env={k: v for k, v in os.environ.items() if k not in read_by_jax()} | _AT_FIRST,
+        env=others | read_at_first(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
