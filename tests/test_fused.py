@@ -190,8 +190,9 @@ def test_each_layout_of_the_products_gives_the_scans_results(
     jax.tree.map(check, run("fused"), run("scan"))
 
 
-# Of steps that stand in the loop one after another: fewer, as many, more, and twice.
-@pytest.mark.parametrize("steps", [3, 8, 11, 16])
+# Of three steps that stand in the loop one after another, where otherwise are eight:
+# fewer, as many, more, and twice.
+@pytest.mark.parametrize("steps", [2, 3, 5, 6])
 def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((steps, B, I))
@@ -199,7 +200,7 @@ def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch)
 
     def run(implementation):
         lstm = StackedLSTM(
-            *(I, H, 2),
+            *(I, H),
             bidirectional=True,
             proj_size=P,
             implementation=implementation,
@@ -214,10 +215,10 @@ def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch)
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
 
     expected = run("scan")
-    chosen = lay_out_as_elsewhere(monkeypatch, unroll=8)
+    chosen = lay_out_as_elsewhere(monkeypatch, unroll=3)
     check = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
     jax.tree.map(check, run("fused"), expected)
-    assert len(chosen) == 8  # Of two layers and directions, forward and backward.
+    assert len(chosen) == 4  # Of two directions, forward and backward.
 
 
 def test_other_platforms_loops_have_several_steps_one_after_another():
@@ -310,9 +311,12 @@ def test_the_gradient_of_one_parameter_alone_is_that_among_all(options):
         output, _ = lstm.apply({"params": unflatten_dict(leaves | some)}, x)
         return (output**2).sum()
 
-    whole = jax.grad(loss)(leaves)
-    for name, leaf in leaves.items():
-        alone = jax.grad(loss)({name: leaf})[name]
+    @jax.jit
+    def each_alone(leaves):
+        return {n: jax.grad(loss)({n: leaf})[n] for n, leaf in leaves.items()}
+
+    whole, each = jax.grad(loss)(leaves), each_alone(leaves)
+    for name, alone in each.items():
         np.testing.assert_allclose(alone, whole[name], rtol=0, atol=1e-5)
         assert np.abs(alone).max() > 1e-4
 

@@ -130,7 +130,19 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize(("options", "spec", "ragged"), SHARDED.values(), ids=SHARDED)
+# The last has the others' options at once; they tell which of them is at fault.
+SHARDED_BY_DEFAULT = ("zero_state", "replicated_state", "all_at_once")
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "ragged"),
+    [
+        pytest.param(
+            *of, id=name, marks=() if name in SHARDED_BY_DEFAULT else pytest.mark.slow
+        )
+        for name, of in SHARDED.items()
+    ],
+)
 def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, variant):
     stack = variant.build(I, H, **options)
     x, hx, variables = draw(stack)
@@ -180,8 +192,15 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, varia
     )
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    ("bidirectional", "ragged"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_with_explicit_sharding_equals_one_device(
     bidirectional, ragged, variant
 ):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_one_line_error, command
+from commands import assert_one_line_error, command, command_anew
 
 from experiments.artifact import export_classifier
 from experiments.data import digits
@@ -48,7 +48,7 @@ np.save(sys.argv[3], np.concatenate([one, many]))
 def exported(trained, tmp_path_factory):
     """Path of the artifact, and what the command printed."""
     path = tmp_path_factory.mktemp("export") / "digits.jaxexport"
-    done = command("export", f"--workdir={trained[0]}", f"--output={path}")
+    done = command_anew("export", f"--workdir={trained[0]}", f"--output={path}")
     assert done.returncode == 0, done.stderr
     return path, done.stdout
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import assert_one_line_error, command
+from commands import assert_one_line_error, command, command_anew
 from PIL import Image
 
 from experiments import metrics
@@ -56,7 +56,8 @@ def test_pictures_follow_a_run_that_goes_on(tmp_path):
 def test_gates_of_a_digit_as_a_picture(trained, tmp_path):
     workdir, _ = trained
     path = tmp_path / "gates.png"
-    done = command("gates", f"--workdir={workdir}", "--index=2", f"--output={path}")
+    flags = f"--workdir={workdir}", "--index=2", f"--output={path}"
+    done = command_anew("gates", *flags)
     assert done.returncode == 0, done.stderr
     assert f"Label: {digits.load().test.labels[2]}\nPrediction: " in done.stdout
     assert min(size_of(path)) > 600
@@ -115,7 +116,7 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
     (short / "metrics.jsonl").write_text(first + "\n")
     path = tmp_path / "comparison.png"
     flags = f"--workdirs={workdir},{short}", f"--output={path}"
-    done = command("compare", *flags)
+    done = command_anew("compare", *flags)
     assert done.returncode == 0, done.stderr
     assert min(size_of(path)) > 300
     for names in ("one", "one,two,two", "one,one"):

@@ -13,6 +13,7 @@ from commands import (
     assert_one_line_error,
     assert_same_run,
     command,
+    command_anew,
     rows_of,
     train,
 )
@@ -135,11 +136,12 @@ def test_fewer_epochs_than_it_has_change_nothing_and_it_says_so(trained):
 
 
 def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch):
-    """Shuffling and dropout included, to the last bit; each compiled for itself."""
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    """Shuffling and dropout included, to the last bit; the part compiled for itself."""
     workdir, _ = trained
     part = tmp_path / "part"
-    train(part, "--num_epochs=2", "--dropout=0.1")
+    with monkeypatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+        train(part, "--num_epochs=2", "--dropout=0.1")
     # What a run that was stopped between an epoch's row and its checkpoint leaves.
     with open(part / "metrics.jsonl", "a") as file:
         row = rows_of(part)[-1] | {"epoch": 3, "test_accuracy": 0.0}
@@ -151,7 +153,7 @@ def test_continued_run_equals_an_uninterrupted_one(trained, tmp_path, monkeypatc
 def test_predict_in_a_process_of_its_own(trained, tmp_path):
     workdir, _ = trained
     picture = tmp_path / "out.png"
-    done = command(
+    done = command_anew(
         "predict", f"--workdir={workdir}", "--index=3", f"--output={picture}"
     )
     assert done.returncode == 0, done.stderr
@@ -209,7 +211,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_shows_the_flags_and_ends_well(module):
-    done = command(module, "--help")
+    done = command_anew(module, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert COMMANDS[module] in done.stdout
 

@@ -18,6 +18,7 @@ from commands import (
     assert_one_line_error,
     assert_same_run,
     command,
+    command_anew,
     rows_of,
     train,
     training,
@@ -32,15 +33,42 @@ FLAGS = ("--num_epochs=20", "--dropout=0.1")
 WIDE = ("--batch_size=1", "--hidden_size=256")
 LONG = ("--num_epochs=2", "--dropout=0.1", *WIDE)
 LONG_BEST = ("--recipe=best", "--num_epochs=3", *WIDE)
+# Few steps, behind each of which SLEEPER sleeps.
+SLEPT = ("--num_epochs=2", "--dropout=0.1")
+# The command, but for an epoch 2 that is long by what costs nothing: 15 times half a
+# second, in which a signal finds it on the slowest and the fastest machine.
+SLEEPER = """if True:
+    import time
+    from experiments import command_line, mnist, run, training
+
+    run_steps, agree = run._run_steps, training.agree
+
+    def agree_later(*numbers):
+        time.sleep(0.5)
+        return agree(*numbers)
+
+    def run_one_by_one(state, epochs, epoch, *others):
+        if epoch == 2:
+            training._CHUNK_SECONDS, training.agree = 0.0, agree_later
+        return run_steps(state, epochs, epoch, *others)
+
+    run._run_steps = run_one_by_one
+    command_line.run(mnist.main)
+"""
 
 
 def start(workdir, *flags, **options):
+    return popen(arguments(*training(workdir, *flags)), **options)
+
+
+def start_sleeper(workdir, *flags):
+    _, *rest = training(workdir, *flags)
+    return popen([sys.executable, "-c", SLEEPER, *rest])
+
+
+def popen(line, **options):
     return subprocess.Popen(
-        arguments(*training(workdir, *flags)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 
@@ -75,19 +103,19 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("flags", "number"),
+    ("begin", "flags", "number"),
     [
-        (LONG, signal.SIGTERM),
-        pytest.param(LONG, signal.SIGINT, marks=pytest.mark.long),
+        (start_sleeper, SLEPT, signal.SIGTERM),
+        pytest.param(start, LONG, signal.SIGINT, marks=pytest.mark.long),
         # The mean of the parameters, the schedule and the warps go on as well.
-        pytest.param(LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(start, LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
-    uninterrupted, tmp_path, flags, number
+    uninterrupted, tmp_path, begin, flags, number
 ):
     workdir = tmp_path / "run"
-    process = start(workdir, *flags)
+    process = begin(workdir, *flags)
     wait_for_a_checkpoint(workdir, process)
     time.sleep(0.3)
     process.send_signal(number)
@@ -97,7 +125,7 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     assert noted.startswith("stopping after the steps under way")
     assert re.search(rf"stopped by {number.name}; saved at step \d+ of epoch 2", ended)
     assert len(rows_of(workdir)) == 1
-    if flags == LONG:  # A schedule's step sizes belong to one number of epochs.
+    if flags != LONG_BEST:  # A schedule's step sizes belong to one number of epochs.
         copy = shutil.copytree(workdir, tmp_path / "copy")
         tested = train(copy, *flags[1:], "--num_epochs=1")
         assert re.search(
@@ -212,7 +240,7 @@ def kill_at_random_moments(workdir, kills, whole_seconds, flags):
 def test_sigkill_anywhere_loses_nothing(trained, tmp_path, kills):
     whole = tmp_path / "whole"
     began = time.monotonic()
-    train(whole, *FLAGS)
+    train(whole, *FLAGS, by=command_anew)
     seconds = time.monotonic() - began
     assert_same_run(whole, trained[0])
     workdir = tmp_path / "killed"
