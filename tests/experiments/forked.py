@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ _IMPORTS = """
     absl.app flax.linen jax matplotlib.backends.backend_agg matplotlib.figure optax
     orbax.checkpoint PIL.Image safetensors sklearn.datasets tqdm
 """
+
+
+_MOST_SECONDS = 600
 
 
 def read_by_jax():
@@ -84,6 +88,7 @@ def _serve():
 
 
 def _become(module, flags, stdout, stderr, folder, environment):
+    signal.alarm(_MOST_SECONDS)  # Nobody who waits for it would end otherwise.
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
