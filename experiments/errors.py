@@ -12,7 +12,7 @@ class RunError(Exception):
 
 
 @contextlib.contextmanager
-def in_memory(advice: str) -> Iterator[None]:
+def within_memory(advice: str) -> Iterator[None]:
     """Around what may want more memory than there is, of which JAX has several words.
 
     Raises:

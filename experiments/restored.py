@@ -135,7 +135,6 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
     except FileNotFoundError as error:
         argument, _, message = str(error).partition(": ")
         if argument == "path":
-            message = message.replace(", and step=", " and --step=")
             raise RunError(f"--workdir: {message}") from error
         if argument == "step" and step is not None:
             raise RunError(f"--step: {message}") from error

@@ -22,7 +22,7 @@ from experiments.devices import (
     require_rows,
     row_mesh,
 )
-from experiments.errors import RunError, in_memory, naming
+from experiments.errors import RunError, naming, within_memory
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
@@ -87,7 +87,7 @@ def train_and_test(
             f"{data.test.total} test examples"
         )
         smaller = "a smaller --batch_size or --hidden_size may help"
-        with StopRequest() as stop, in_memory(smaller):
+        with StopRequest() as stop, within_memory(smaller):
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
             if processes.agree(0, stop.number)[1]:
                 raise Stopped("all is trained; the same command tests it", stop.by)

@@ -31,6 +31,7 @@ from flax_lstm._cell import State
 from flax_lstm._compiled_once import keepable
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import Sizes, join
+from flax_lstm._dtypes import require_float32
 from flax_lstm._layers import layer_by_layer
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._meant_primitive import varying_alike
@@ -56,7 +57,7 @@ def run_layers_by_cudnn(
         return run(layers, state, inputs, valid=valid)
     first = layers[0][0]
     steps, batch, features = _known_shape(inputs)
-    _require_float32(inputs.dtype)
+    require_float32(inputs.dtype, "cudnn")
     _require_gpu()
     sizes = Sizes(
         input_size=features,
@@ -96,14 +97,6 @@ def _known_shape(inputs: jax.Array) -> tuple[int, ...]:
             f"symbolic {inputs.shape}"
         )
     return inputs.shape
-
-
-def _require_float32(dtype: Any) -> None:
-    if dtype != jnp.float32:
-        raise ValueError(
-            f"dtype: expected float32 with implementation='cudnn', which has no other, "
-            f"got {dtype}"
-        )
 
 
 def _require_gpu() -> None:

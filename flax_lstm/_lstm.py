@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
+from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
@@ -205,12 +205,8 @@ class StackedLSTM(RecurrentStack):
                 f"proj_size: expected 0 with implementation={self.implementation!r}, "
                 f"which has no projection, got {self.proj_size}"
             )
-        if self.dtype is not None and jnp.dtype(self.dtype) != jnp.float32:
-            raise ValueError(
-                f"dtype: expected float32 with implementation="
-                f"{self.implementation!r}, which has no other, got "
-                f"{jnp.dtype(self.dtype)}"
-            )
+        if self.dtype is not None:
+            require_float32(self.dtype, self.implementation)
 
     @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> LSTMCell:

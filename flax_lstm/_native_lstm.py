@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from flax_lstm import _fused_lstm as fused, _native_primitives as primitives
 from flax_lstm._compiled_once import keepable
+from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._meant_primitive import varying_alike
@@ -43,11 +44,7 @@ def run_native_over_time(
     """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
-    if inputs.dtype != jnp.float32:
-        raise ValueError(
-            f"dtype: expected float32 with implementation='native', which has no "
-            f"other, got {inputs.dtype}"
-        )
+    require_float32(inputs.dtype, "native")
     if not _is_known(inputs.shape):
         raise ValueError(
             f"input: expected known sizes with implementation='native', got the "

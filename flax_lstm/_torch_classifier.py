@@ -16,13 +16,17 @@ from flax_lstm._state_dict import (
     require_shapes,
     writable,
 )
-from flax_lstm._torch_layout import LAYOUTS, StackLayout, cell_of_weights
+from flax_lstm._torch_layout import (
+    LAYOUTS,
+    StackLayout,
+    cell_of_weights,
+    prefixes_in,
+)
 from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
 # torch's names of the layers beside the stack, and ours. The study notes' classifier
 # has its head under this name, spelt like this.
 _NOTES_HEAD = "classifer"
-_FIRST = ".weight_ih_l0"
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -131,7 +135,8 @@ def classifier_params_to_torch(
     Source: as `classifier_params_from_torch`.
     """
     leaves = flat(params)
-    _require_string("stack", stack or "")
+    if stack is not None:
+        _require_string("stack", stack)
     cell = _first_cell(leaves, "/")
     beside = {path for path in leaves if not path.startswith(f"{cell}/")}
     has_attention = any(path.startswith("attention/") for path in beside)
@@ -169,7 +174,7 @@ def _require_string(argument: str, value: Any) -> None:
 
 def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
     """Under which name torch has the stack; `lstm` if it is missing."""
-    found = [name.removesuffix(_FIRST) for name in tensors if name.endswith(_FIRST)]
+    found = [p.removesuffix(".") for p in prefixes_in(tensors) if p.endswith(".")]
     if stack is None:
         return found[0] if len(found) == 1 else _first_cell(tensors, ".")
     _require_string("stack", stack)

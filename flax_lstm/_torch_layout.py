@@ -55,6 +55,12 @@ SUMMED_BIASES = frozenset(
 """Modules whose `bias` is the sum of two of torch's."""
 
 
+def prefixes_in(names: Iterable[str]) -> list[str]:
+    """What stands before the names of a recurrent module's first weight, sorted."""
+    first = "weight_ih_l0"
+    return sorted(name.removesuffix(first) for name in names if name.endswith(first))
+
+
 def cell_of_weights(weights: Mapping[str, Any], prefix: str) -> str:
     """Which kind of cell torch's weights belong to: a key of `LAYOUTS`.
 

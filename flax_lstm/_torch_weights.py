@@ -22,9 +22,8 @@ from flax_lstm._torch_layout import (
     cell_of_weights,
     params_layers,
     params_shapes,
+    prefixes_in,
 )
-
-_FIRST = "weight_ih_l0"
 
 
 def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
@@ -115,12 +114,11 @@ def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
     """If the module's names stand behind another prefix, the error says which."""
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got a {type(prefix).__name__}")
-    found = [k.removesuffix(_FIRST) for k in tensors if k.endswith(_FIRST)]
+    found = prefixes_in(tensors)
     if found and prefix not in found:
-        choices = " or ".join(map(repr, sorted(found)))
         raise ValueError(
-            f"prefix: expected {choices}, behind which the state_dict has {_FIRST}, "
-            f"got {prefix!r}"
+            f"prefix: expected {' or '.join(map(repr, found))}, behind which the "
+            f"state_dict has weight_ih_l0, got {prefix!r}"
         )
 
 

@@ -124,7 +124,7 @@ def read_config(
         hint = ""
         if os.path.isdir(os.path.join(folder, CONFIG)):
             parent, name = os.path.split(folder)
-            hint = f"; it is one itself: pass {parent}, and step={name}"
+            hint = f"; it is itself that of step {name} in {parent}"
         raise FileNotFoundError(
             f"path: expected a checkpoint in {path}, got none{hint}"
         )

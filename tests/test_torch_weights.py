@@ -649,6 +649,8 @@ def test_a_stack_of_another_name_is_read_and_written_by_it(kind, name):
         classifier_params_from_torch(renamed, stack="other")
     with pytest.raises(TypeError, match=r"^stack: expected a string, got a int"):
         classifier_params_from_torch(renamed, stack=3)
+    with pytest.raises(TypeError, match=r"^stack: expected a string, got a int"):
+        classifier_params_to_torch(params, stack=0)
 
 
 def test_a_classifier_without_a_head_is_listed():

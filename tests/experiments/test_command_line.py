@@ -4,7 +4,7 @@ import pytest
 from commands import assert_one_line_error, command
 
 from experiments.devices import require_rows
-from experiments.errors import RunError, in_memory
+from experiments.errors import RunError, within_memory
 
 NEEDED = {
     "compare": "--workdirs=None: expected folders of runs of experiments.mnist",
@@ -46,9 +46,9 @@ def test_too_little_memory_is_one_line(tmp_path):
 )
 def test_what_memory_was_wanted_for_is_told(error):
     with pytest.raises(RunError, match=r"^out of memory \(.*4 TB\); ask for less$"):  # noqa: SIM117
-        with in_memory("ask for less"):
+        with within_memory("ask for less"):
             raise error
-    with pytest.raises(RuntimeError, match=r"^another$"), in_memory("ask for less"):
+    with pytest.raises(RuntimeError, match=r"^another$"), within_memory("ask for less"):
         raise RuntimeError("another")
 
 
@@ -60,4 +60,4 @@ def test_a_warning_is_one_line_and_a_checkpoint_is_told_from_its_run(tmp_path):
     assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
     done = command("predict", f"--workdir={tmp_path}/15")
-    assert_one_line_error(done, f"it is one itself: pass {tmp_path} and --step=15")
+    assert_one_line_error(done, f"it is itself that of step 15 in {tmp_path}")
