@@ -92,12 +92,10 @@ class StackedGRU(HiddenStateStack):
         return GRUCell(
             features=self.hidden_size,
             use_bias=self.bias,
-            kernel_init=self.kernel_initializer,
-            recurrent_kernel_init=self.recurrent_kernel_initializer,
-            bias_init=self.bias_initializer,
-            n_bias_init=torch_recurrent_kernel(self.hidden_size)
-            if self.bias_init is None
-            else self.bias_init,
+            **self.initializers(),
+            n_bias_init=self.initializer_of(
+                "bias_init", torch_recurrent_kernel(self.hidden_size)
+            ),
             dtype=dtype,
             param_dtype=self.param_dtype,
             name=name,

@@ -1,5 +1,6 @@
 """How torch draws the first weights of its recurrent and linear layers."""
 
+import inspect
 import math
 
 import jax
@@ -55,3 +56,41 @@ def offset_by(init: Initializer, offset: float) -> Initializer:
         return jax.tree.map(lambda array: array + offset, drawn)
 
     return shifted
+
+
+def named(option: str, init: Initializer) -> Initializer:
+    """`init`, which a user gave as `option`; a TypeError if it makes initializers.
+
+    `lecun_normal` for `lecun_normal()` is a slip that JAX answers with an error from
+    within its own code.
+    """
+
+    def draw(key, shape, dtype=None, out_sharding=None):
+        del out_sharding
+        _require_call(option, init, key, shape, dtype)
+        drawn = init(key, shape, dtype)
+        if callable(drawn):
+            raise _no_initializer(option, init, "which returned a function")
+        return drawn
+
+    return draw
+
+
+def _require_call(option, init, *arguments):
+    try:
+        signature = inspect.signature(init)
+    except (TypeError, ValueError):  # Some of C's have none.
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise _no_initializer(option, init, str(error)) from None
+
+
+def _no_initializer(option, init, why):
+    name = getattr(init, "__name__", type(init).__name__)
+    return TypeError(
+        f"{option}: expected an initializer, a function of a key, a shape and a dtype "
+        f"such as nn.initializers.lecun_normal() or nn.initializers.zeros, got {name}"
+        f", {why}"
+    )

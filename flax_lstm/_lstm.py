@@ -210,16 +210,15 @@ class StackedLSTM(RecurrentStack):
 
     @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> LSTMCell:
+        initializers = self.initializers()
         return LSTMCell(
             features=self.hidden_size,
             use_bias=self.bias,
             proj_size=self.proj_size,
-            kernel_init=self.kernel_initializer,
-            recurrent_kernel_init=self.recurrent_kernel_initializer,
-            bias_init=self.bias_initializer,
-            projection_kernel_init=self.recurrent_kernel_initializer
-            if self.projection_kernel_init is None
-            else self.projection_kernel_init,
+            **initializers,
+            projection_kernel_init=self.initializer_of(
+                "projection_kernel_init", initializers["recurrent_kernel_init"]
+            ),
             forget_bias=self.forget_bias,
             dtype=dtype,
             param_dtype=self.param_dtype,

@@ -16,7 +16,11 @@ from jax.typing import DTypeLike
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
 from flax_lstm._compiled_once import Function, compiled_once, is_keepable, reads_of
-from flax_lstm._initializers import torch_recurrent_bias, torch_recurrent_kernel
+from flax_lstm._initializers import (
+    named,
+    torch_recurrent_bias,
+    torch_recurrent_kernel,
+)
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
 from flax_lstm._own_weights import require_own_weights
@@ -120,23 +124,24 @@ class RecurrentStack(nn.Module, kw_only=True):
                 f"which keeps what it needs by itself, got True"
             )
 
-    @property
-    def kernel_initializer(self) -> Initializer:
-        if self.kernel_init is not None:
-            return self.kernel_init
-        return torch_recurrent_kernel(self.hidden_size)
+    @nn.nowrap
+    def initializer_of(self, option: str, torch_default: Initializer) -> Initializer:
+        """What the user gave as `option`, whose errors name it, or torch's own."""
+        given = getattr(self, option)
+        return torch_default if given is None else named(option, given)
 
-    @property
-    def recurrent_kernel_initializer(self) -> Initializer:
-        if self.recurrent_kernel_init is not None:
-            return self.recurrent_kernel_init
-        return torch_recurrent_kernel(self.hidden_size)
-
-    @property
-    def bias_initializer(self) -> Initializer:
-        if self.bias_init is not None:
-            return self.bias_init
-        return torch_recurrent_bias(self.hidden_size)
+    @nn.nowrap
+    def initializers(self) -> dict[str, Any]:
+        """Those that every cell takes, by the cell's own names."""
+        kernel = torch_recurrent_kernel(self.hidden_size)
+        bias = torch_recurrent_bias(self.hidden_size)
+        return {
+            "kernel_init": self.initializer_of("kernel_init", kernel),
+            "recurrent_kernel_init": self.initializer_of(
+                "recurrent_kernel_init", kernel
+            ),
+            "bias_init": self.initializer_of("bias_init", bias),
+        }
 
     @property
     def _rows(self) -> int:

@@ -146,6 +146,21 @@ def test_options(kind, option, value, error, message):
         stack(kind, **{option: value})
 
 
+@pytest.mark.parametrize("kind", STACKS)
+@pytest.mark.parametrize("option", StackedGRU.initializer_options)
+@pytest.mark.parametrize(
+    ("init", "got"),
+    [
+        (nn.initializers.lecun_normal, "lecun_normal, which returned a function"),
+        (nn.initializers.zeros_init, "zeros_init, too many positional arguments"),
+    ],
+)
+def test_what_makes_an_initializer_is_none(kind, option, init, got):
+    message = f"^{option}: expected an initializer, a function of .*, got {got}"
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(stack(kind, **{option: init}).init, KEY, X)
+
+
 @pytest.mark.parametrize("kind", [StackedGRU, StackedRNN, GRUClassifier, RNNClassifier])
 def test_only_the_lstm_has_a_projection(kind):
     with pytest.raises(TypeError, match="unexpected keyword argument 'proj_size'"):
