@@ -43,7 +43,18 @@ _UNRECORDED_OPTIONS = ("implementation", "remat", "parent", "name")
 
 
 def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
-    """The `cell` and constructor options of `model` as JSON values, dtypes by name."""
+    """The `cell` and constructor options of `model` as JSON values, dtypes by name.
+
+    How it is computed (`implementation`, `remat`) is left out.
+
+    Example:
+        >>> from flax_lstm import GRUClassifier
+        >>> from flax_lstm.checkpoint import classifier_options
+        >>> model = GRUClassifier(num_classes=10, input_size=28, hidden_size=32)
+        >>> options = classifier_options(model)
+        >>> options['cell'], options['hidden_size'], options['param_dtype']
+        ('gru', 32, 'float32')
+    """
     options = {"cell": model.cell} | {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
@@ -64,6 +75,12 @@ def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:
 
     Raises:
         ValueError, TypeError: an unknown cell or option, or a value out of its range.
+
+    Example:
+        >>> from flax_lstm.checkpoint import classifier_from_options
+        >>> options = {'num_classes': 10, 'input_size': 28, 'hidden_size': 32}
+        >>> type(classifier_from_options({'cell': 'gru', **options})).__name__
+        'GRUClassifier'
     """
     options = {k: v for k, v in options.items() if k not in _UNRECORDED_OPTIONS}
     cell = options.pop("cell", None)
@@ -78,6 +95,13 @@ def abstract_params(model: SequenceClassifier) -> Any:
     """Shapes, dtypes and (one local device) sharding of `model`'s parameters.
 
     Orbax without such a target insists on the devices that wrote the checkpoint.
+
+    Example:
+        >>> from flax_lstm import RNNClassifier
+        >>> from flax_lstm.checkpoint import abstract_params
+        >>> model = RNNClassifier(num_classes=10, input_size=28, hidden_size=32)
+        >>> abstract_params(model)['head']['kernel'].shape
+        (32, 10)
     """
     sequence = jax.ShapeDtypeStruct((1, 1, model.input_size), model.param_dtype)
     variables = jax.eval_shape(model.init, jax.random.key(0), sequence)

@@ -23,8 +23,10 @@ def choose(
     """Resolves `auto`: what the workdir's checkpoint recorded, else MNIST, else digits.
 
     Raises:
-        RunError: the checkpoint was trained on another dataset than is wanted.
+        RunError: the checkpoint was trained on another dataset than is wanted, or
+            `manual_dir` is no folder.
     """
+    mnist.require_manual_dir(manual_dir)
     if recorded is not None:
         if wanted not in ("auto", recorded.name):
             raise RunError(

@@ -42,10 +42,9 @@ def load(
     Raises:
         RunError: not to be had, or a damaged file (both checksums are named).
     """
+    require_manual_dir(manual_dir)
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
-        if manual_dir is not None and not os.path.isdir(manual_dir):
-            raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
         # Asked first, since TFDS retries a host out of reach for minutes.
         reason = _why_unpreparable(builder, manual_dir)
         if reason is not None:
@@ -65,6 +64,12 @@ def load(
         test=_read(builder, "test", share),
         white=WHITE,
     )
+
+
+def require_manual_dir(manual_dir: str | None) -> None:
+    """Raises a RunError if it is given and no folder."""
+    if manual_dir is not None and not os.path.isdir(manual_dir):
+        raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
 
 
 def why_unavailable(data_dir: str | None, manual_dir: str | None) -> str | None:

@@ -204,8 +204,16 @@ def test_a_damaged_description_is_named(small_mnist, tmp_path):
 
 @needs_array_record
 def test_missing_manual_folder_is_an_error(small_mnist, tmp_path):
+    data_dir = str(tmp_path / "data")
+    mnist.load(data_dir, str(small_mnist[0]))  # Prepared or not.
     with pytest.raises(RunError, match=r"^--manual_dir: expected a folder"):
-        mnist.load(str(tmp_path / "data"), str(tmp_path / "nowhere"))
+        mnist.load(data_dir, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "mnist", "digits"])
+def test_missing_manual_folder_is_no_reason_for_digits(wanted, tmp_path):
+    with pytest.raises(RunError, match=r"^--manual_dir: expected a folder, got .*none"):
+        choose.choose(wanted, None, None, str(tmp_path / "none"))
 
 
 @needs_real_mnist
