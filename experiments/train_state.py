@@ -43,7 +43,11 @@ class TrainState(train_state.TrainState):
 def optimizer(
     step_size: float | optax.Schedule, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Adam on torch's trajectory: its two biases per gate move twice as far as one."""
+    """Adam, with torch's two biases made up for.
+
+    It stays on torch's trajectory without `clip_norm` only: the norm that torch clips
+    counts each bias's gradient twice.
+    """
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     return optax.chain(*clip, optax.adam(step_size), scale_by_torch_biases())
 
@@ -57,7 +61,7 @@ def create_state(
 ) -> TrainState:
     """A fresh state on one device; `shape` (T, I) of one example."""
     key = jax.random.key(seed)
-    init_key, shuffle_key, dropout_key = jax.random.split(key, 3)
+    init_key, shuffle_key, dropout_key, warp_key = jax.random.split(key, 4)
     # Lazily: no program is compiled whose results nobody reads.
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     params = model.lazy_init(init_key, example)["params"]
@@ -67,7 +71,7 @@ def create_state(
         tx=optimizer,
         shuffle_key=shuffle_key,
         dropout_key=dropout_key,
-        warp_key=jax.random.fold_in(dropout_key, 0),
+        warp_key=warp_key,
         # A copy: a step's buffers are donated, each of them once.
         mean_params=None if average_decay is None else jax.tree.map(jnp.copy, params),
         average_decay=average_decay,
