@@ -1,10 +1,13 @@
 """One time step of a GRU layer, with torch's options."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 from jax.nn.initializers import Initializer
 
 from flax_lstm._cell import HiddenStateCell
+from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class GRUCell(HiddenStateCell, nn.GRUCell):
@@ -43,6 +46,8 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
 
     use_bias: bool = True
     n_bias_init: Initializer = nn.initializers.zeros_init()
+
+    torch_layout: ClassVar[CellLayout] = LAYOUTS["gru"]
 
     @nn.compact
     def __call__(

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from flax_lstm._cell import State
 from flax_lstm._dtypes import at_least_float32
 from flax_lstm._initializers import offset_by
+from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class LSTMCell(nn.OptimizedLSTMCell):
@@ -56,6 +57,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
     forget_bias: float = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
+    torch_layout: ClassVar[CellLayout] = LAYOUTS["lstm"]
 
     @nn.compact
     def __call__(

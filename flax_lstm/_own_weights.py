@@ -4,18 +4,21 @@ Only names that our stacks give count. What a subclass, or a module that shares 
 scope (`nn.share_scope`), has beside them is its own.
 """
 
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from flax_lstm._torch_layout import CellLayout
+
 _LAYER = re.compile(r"layer_\d+(_reverse)?")
-_GATE = re.compile(r"[ih][ifgorzn]?")
 
 
 def require_own_weights(
     params: Mapping[str, Any],
     layers: Collection[str],
     options: Mapping[str, Any],
+    layout: CellLayout | None,
 ) -> None:
     """Nothing in `params` belongs to another stack.
 
@@ -23,6 +26,7 @@ def require_own_weights(
         params: what stands under `'params'`.
         layers: the names of the layers' trees.
         options: of the stack, by torch's names: those that decide what weights it has.
+        layout: of its cells; None if it is not known, and whatever they have is theirs.
 
     Raises:
         ValueError: layers, directions, biases or projections that this one has not, or
@@ -35,15 +39,15 @@ def require_own_weights(
         )
     unexpected = [name for name in params if _LAYER.fullmatch(name)]
     unexpected = [name for name in unexpected if name not in layers]
-    for layer in layers:
-        entries = _entries(params.get(layer))
-        if not options["bias"]:
-            gates = [name for name in entries if _GATE.fullmatch(name)]
-            biased = [g for g in gates if "bias" in _entries(entries[g])]
-            unexpected += [f"{layer}/{gate}/bias" for gate in biased]
-        # Of a GRU, which has `ir` as well, it is a gate.
-        if not options.get("proj_size") and "hr" in entries and "ir" not in entries:
-            unexpected.append(f"{layer}/hr")
+    if layout is not None:
+        bias, projection = options["bias"], bool(options.get("proj_size"))
+        own, others = _names(layout, bias, projection)
+        for layer in layers:
+            tree = params.get(layer)
+            # Where some of its own are missing, Flax says which.
+            if all(_is_in(tree, *name) for name in own):
+                found = [name for name in others if _is_in(tree, *name)]
+                unexpected += ["/".join((layer, *name)) for name in found]
     if unexpected:
         of_stack = ", ".join(f"{name}={value}" for name, value in options.items())
         raise ValueError(
@@ -61,6 +65,15 @@ def require_no_attention(params: Mapping[str, Any], pooling: str) -> None:
         )
 
 
-def _entries(tree: Any) -> Mapping[str, Any]:
-    """None, where there is no tree; Flax has an error for that."""
-    return tree if isinstance(tree, Mapping) else {}
+@functools.cache
+def _names(layout, bias, projection):
+    """The entries of a layer as pairs: its own, and those that its kind may have."""
+    own = set(layout.names(bias=bias, projection=projection))
+    others = set(layout.names(bias=True, projection=True)) - own
+    return [[tuple(name.split("/")) for name in names] for names in (own, others)]
+
+
+def _is_in(tree, module, name):
+    modules = tree if isinstance(tree, Mapping) else {}
+    entries = modules.get(module)
+    return isinstance(entries, Mapping) and name in entries

@@ -1,9 +1,12 @@
 """One time step of an RNN layer, with torch's options."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
 from flax_lstm._cell import HiddenStateCell
+from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class RNNCell(HiddenStateCell, nn.SimpleCell):
@@ -36,6 +39,8 @@ class RNNCell(HiddenStateCell, nn.SimpleCell):
     """
 
     use_bias: bool = True
+
+    torch_layout: ClassVar[CellLayout] = LAYOUTS["rnn"]
 
     @nn.compact
     def __call__(

@@ -272,7 +272,9 @@ class RecurrentStack(nn.Module, kw_only=True):
         layers = [name for names in self._layer_names for name in names]
         options = ("num_layers", "bidirectional", "bias", "proj_size")
         given = {name: getattr(self, name) for name in options if hasattr(self, name)}
-        require_own_weights(params, layers, given)
+        # A cell of a user's need not have a layout.
+        layout = getattr(self.cell_class, "torch_layout", None)
+        require_own_weights(params, layers, given, layout)
 
     @nn.nowrap
     def _batch_of(self, x):

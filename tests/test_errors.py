@@ -19,6 +19,7 @@ from flax_lstm import (
     StackedLSTM,
     StackedRNN,
 )
+from flax_lstm._cell import HiddenStateCell
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 KEY = jax.random.key(0)
@@ -478,7 +479,7 @@ OF_ANOTHER_STACK = [
 ]
 OF_ANOTHER_LSTM = [
     ({}, {"bias": False}, ", ".join(f"layer_0/h{gate}/bias" for gate in "fgio")),
-    ({"proj_size": 2}, {}, "layer_0/hr"),
+    ({"proj_size": 2}, {}, "layer_0/hr/kernel"),
 ]
 
 
@@ -520,6 +521,38 @@ def test_what_a_subclass_has_beside_the_stack_is_its_own():
     expected, _ = stack(bias=False).apply(variables, X)
     variables["params"]["scale"] = jnp.float32(2)
     np.testing.assert_allclose(model.apply(variables, X)[0], 2 * expected)
+
+
+class OwnCell(HiddenStateCell, nn.RNNCellBase):
+    """A cell of a user's, with names that a projection and a gate have here."""
+
+    features: int
+    num_feature_axes: int = 1
+
+    @nn.compact
+    def __call__(self, h, x):
+        h_x = nn.Dense(self.features, name="ix")(x)
+        h = nn.tanh(h_x + nn.Dense(self.features, name="hr")(h))
+        return h, h
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], self.features))
+
+
+class OwnStack(StackedRNN):
+    cell_class = OwnCell
+
+    @nn.nowrap
+    def make_cell(self, dtype, name):
+        return OwnCell(self.hidden_size, name=name)
+
+
+def test_what_a_users_cell_has_is_its_own():
+    model = stack(OwnStack, bias=False)
+    variables = model.init(KEY, X)
+    output, h_n = model.apply(variables, X)
+    assert output.shape == (T, B, H)
+    np.testing.assert_array_equal(output[-1], h_n[0])
 
 
 def test_a_classifier_refuses_an_attention_that_it_has_not():
