@@ -152,7 +152,7 @@ _STACKS = (StackedLSTM, StackedGRU, StackedRNN)
 
 @keepable(reads=lambda parts: parts[0].reads())
 def _logits(parts, x, lengths, **options):
-    """Of a stack, an `AttentionPooling` or None, and a dense head."""
+    """The logits (B, K) of `parts`: stack, `AttentionPooling` or None, dense head."""
     *parts, head = parts
     return head(_pooled(parts, x, lengths, **options))
 

@@ -34,8 +34,8 @@ from flax_lstm._cudnn_weights import Sizes, join
 from flax_lstm._dtypes import require_float32
 from flax_lstm._layers import layer_by_layer
 from flax_lstm._lstm_weights import makes_weights, weights_of
-from flax_lstm._meant_primitive import varying_alike
 from flax_lstm._recurrence import scan_over_time
+from flax_lstm._reference_primitive import varying_alike
 
 # Of `jax_default_matmul_precision`. Unset, XLA's own products of float32 on an NVIDIA
 # GPU are in TF32 too, where it has it.
@@ -51,7 +51,7 @@ def run_layers_by_cudnn(
     *,
     valid: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """As what `layer_by_layer` makes, for layers of `LSTMCell`."""
+    """A `StackRecurrence`, of layers of `LSTMCell`, by one call of cuDNN."""
     if any(makes_weights(cell) for cells in layers for cell in cells):
         run = layer_by_layer(scan_over_time)
         return run(layers, state, inputs, valid=valid)

@@ -1,14 +1,14 @@
 """cuDNN's two calls as JAX's primitives, with every derivative and under vmap.
 
-As of the native loops (`_native_primitives`), each has a meaning, the fused
-implementation's, from which comes what cuDNN has no part in. The derivative of a call
-forward is a linear map that is always its meaning, and whose transpose is the call
+As of the native loops (`_native_primitives`), each has a reference implementation, the
+fused one's, from which comes what cuDNN has no part in. The derivative of a call
+forward is a linear map that is always its reference, and whose transpose is the call
 backward: so reverse mode runs in cuDNN, and forward mode, second derivatives, vmap,
 programs that XLA spreads over devices, and those for other platforms and for export
 work as with the fused implementation.
 
-What cuDNN keeps from a call forward for the one backward only itself can read. A
-meaning has no use for it, and puts NaN in its place where it stands in for a call
+What cuDNN keeps from a call forward for the one backward only itself can read. The
+reference has no use for it, and puts NaN in its place where it stands in for a call
 forward: gradients that cuDNN made of that would not look like any.
 """
 
@@ -23,10 +23,10 @@ from jax.interpreters import ad, mlir
 
 from flax_lstm import _fused_lstm as fused
 from flax_lstm._cudnn_weights import Sizes, split
-from flax_lstm._meant_primitive import (
-    Meaning,
-    devices_that_call,
-    primitive_of,
+from flax_lstm._reference_primitive import (
+    Reference,
+    devices_if_callable,
+    primitive_with_reference,
     transpose_each_other,
     varying_alike,
 )
@@ -57,7 +57,9 @@ def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
                 row = layer * sizes.directions + direction
                 carry = (c_0[row], h_0[row])
                 reverse = bool(direction)
-                final, output = fused.lstm(reverse, cells[row], y, valid, carry)
+                final, output = fused.jitted_lstm_layer(
+                    reverse, cells[row], y, valid, carry
+                )
                 finals.append(final)
                 outputs.append(output)
             y = jnp.concatenate(outputs, axis=-1)
@@ -72,7 +74,7 @@ def forward_keeping(*arguments, sizes: Sizes, kept_size: int):
 
 
 def tangents(*operands, sizes: Sizes):
-    """Of `forward`'s results; linear in what stands behind the known arguments."""
+    """The tangents of `forward`'s results, linear in all after the known arguments."""
     floats, lengths = operands[:_FLOATS], operands[_FLOATS]
 
     def run(*floats):
@@ -109,16 +111,20 @@ def _call_backward(*operands, sizes: Sizes):
 
 
 def primitive_for(platform: str) -> jax.extend.core.Primitive:
-    """Results and arguments as of `forward`, by cuDNN's calls on that platform."""
+    """The primitive of `forward`, whose calls on `platform` are cuDNN's."""
 
-    def called(name: str, meant: Meaning, call: Meaning) -> jax.extend.core.Primitive:
-        primitive = primitive_of(f"flax_lstm_cudnn_{name}", meant)
+    def called(
+        name: str, reference: Reference, call: Reference
+    ) -> jax.extend.core.Primitive:
+        primitive = primitive_with_reference(f"flax_lstm_cudnn_{name}", reference)
         lower_call = mlir.lower_fun(call, multiple_results=True)
-        lower_meant = mlir.lower_fun(meant, multiple_results=True)
+        lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
         def lower(context, *arguments, **params):
-            calls = devices_that_call(context.module_context) is not None
-            return (lower_call if calls else lower_meant)(context, *arguments, **params)
+            calls = devices_if_callable(context.module_context) is not None
+            return (lower_call if calls else lower_reference)(
+                context, *arguments, **params
+            )
 
         mlir.register_lowering(primitive, lower, platform=platform)
         return primitive
@@ -128,7 +134,7 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
         "forward_keeping", forward_keeping, _call_forward_keeping
     )
     backward_p = called("backward", backward, _call_backward)
-    tangents_p = primitive_of("flax_lstm_cudnn_tangents", tangents)
+    tangents_p = primitive_with_reference("flax_lstm_cudnn_tangents", tangents)
 
     def derivative_of_forward(primals, tangents, *, sizes):
         y, h_n, c_n, kept = forward_keeping_p.bind(
@@ -151,7 +157,7 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
 
 
 def _kept_size(arguments: Any, sizes: Sizes) -> int:
-    """What cuDNN says that it keeps; it has to be there."""
+    """Size of what cuDNN keeps for the call backward; it must be there to be asked."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
     run = functools.partial(_kept, sizes=sizes)
     return jax.eval_shape(run, *shapes).size

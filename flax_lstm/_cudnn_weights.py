@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
         return 2 if self.bidirectional else 1
 
     def width(self, layer: int) -> int:
-        """Of what that layer reads."""
+        """Number of features that the layer reads."""
         return self.directions * self.hidden_size if layer else self.input_size
 
 

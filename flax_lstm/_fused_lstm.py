@@ -91,12 +91,12 @@ def fuse_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
+    """A `Recurrence`, of an `LSTMCell` with its usual gate functions."""
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell, inputs.shape[-1])
     carry = with_varying_axes_of(carry, (inputs, valid, weights))
-    return lstm(reverse, weights, inputs, valid, carry)
+    return jitted_lstm_layer(reverse, weights, inputs, valid, carry)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -113,7 +113,7 @@ def lstm_layer(
 
 
 # Layers alike are traced once, and a call outside of `jax.jit` compiles nothing anew.
-lstm = jax.jit(lstm_layer, static_argnums=0)
+jitted_lstm_layer = jax.jit(lstm_layer, static_argnums=0)
 
 
 @functools.partial(lstm_layer.defjvp, symbolic_zeros=True)
@@ -227,7 +227,7 @@ def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
     A symbolic size (jax.export) counts as a large one.
     """
     steps, batch, inputs = x.shape
-    width = 4 * weights.h[0].shape[-1] * x.dtype.itemsize
+    width = len(GATES) * weights.h[0].shape[-1] * x.dtype.itemsize
     recurrent = width * weights.h[0].shape[0]
     both = recurrent + width * inputs
 
@@ -286,7 +286,7 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
     if not _is_zero(d_x):
         d_z += d_x @ jnp.concatenate(weights.x, axis=-1)
     steps_and_rows = x.shape[:2]
-    features = 4 * weights.h[0].shape[-1]
+    features = len(GATES) * weights.h[0].shape[-1]
     return jnp.broadcast_to(d_z, (*steps_and_rows, features))
 
 
@@ -356,9 +356,10 @@ def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
 
 
 def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
-    """Of one step, which lets c pass and gives 0 in the rows where it is padding."""
+    """Derivatives of one step; in rows where it is padding c passes, the rest is 0."""
     c = kept.c
-    i, f, g, o = (gate.astype(c.dtype) for gate in kept[:4])
+    gates = kept.i, kept.f, kept.g, kept.o
+    i, f, g, o = (gate.astype(c.dtype) for gate in gates)
     tanh_c = jnp.tanh(f * c + i * g)
     slopes = Slopes(
         c_by_i=g * i * (1 - i),

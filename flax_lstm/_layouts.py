@@ -24,7 +24,7 @@ def time_major(
     sizes: Sequence[int],
     dtypes: Sequence[DTypeLike],
 ) -> tuple[jax.Array, State, jax.Array | None]:
-    """What layers are run on.
+    """Input, state and validity as layers take them, time-major.
 
     Args:
         x: (T, B, I), (B, T, I) if batch_first, or (T, I).

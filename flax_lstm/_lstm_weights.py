@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 def makes_weights(cell: Any) -> bool:
-    """Whether running the cell makes parameters of it: who does not run it can't."""
+    """Whether a call of the cell makes its parameters, which nothing else can."""
     if cell.is_initializing():
         return True
     if not cell.is_mutable_collection("params"):
@@ -35,7 +35,7 @@ def makes_weights(cell: Any) -> bool:
 
 
 def weights_of(cell: Any, input_size: int) -> Weights:
-    """Those of an `LSTMCell` that is bound to its parameters, in its dtype.
+    """The weights of an `LSTMCell` that is bound to its parameters, in its dtype.
 
     Raises:
         flax.errors.ScopeCollectionNotFound, ScopeParamNotFoundError: there are none,

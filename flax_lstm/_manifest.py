@@ -39,7 +39,7 @@ def write_manifest(folder: str, step: int) -> None:
 
 
 def remove_stale_manifests(folder: str) -> None:
-    """Those of steps whose folders are gone."""
+    """Removes the manifests of steps whose folders are gone."""
     for name in os.listdir(folder):
         step, suffix = os.path.splitext(name)
         is_manifest = suffix == _SUFFIX and step.isdecimal()

@@ -7,8 +7,8 @@ on the product's sums before they leave the registers, and rows of a batch, or u
 few rows, are spread over all cores. On an NVIDIA GPU, once its kernels are compiled
 and for up to 128 units, the recurrent weights stay on the chip (`_persistent_lstm`).
 
-Each loop has a meaning in JAX's own operations, the fused implementation's, from which
-derivatives of every kind, vmap and other platforms come (`_native_primitives`).
+Each loop has a reference implementation in JAX's own operations, the fused one's, from
+which derivatives of every kind, vmap and other platforms come (`_native_primitives`).
 
 It is float32 without projection, of known sizes. The equations are those of
 `flax_lstm/_fused_lstm.py`.
@@ -26,9 +26,9 @@ from flax_lstm._compiled_once import keepable
 from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import makes_weights, weights_of
-from flax_lstm._meant_primitive import varying_alike
-from flax_lstm._native_meaning import GATES, How
+from flax_lstm._native_reference import NUM_GATES, LayerOptions
 from flax_lstm._recurrence import scan_over_time
+from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
 
 
@@ -41,7 +41,7 @@ def run_native_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """As `scan_over_time`, for an `LSTMCell` with its usual gate functions."""
+    """A `Recurrence`, of an `LSTMCell` with its usual gate functions."""
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     require_float32(inputs.dtype, "native")
@@ -75,12 +75,12 @@ def run_native_or_fused_over_time(
 
 def _run(cell, carry, inputs, valid, reverse, on_gpu):
     weights = weights_of(cell, inputs.shape[-1])
-    bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * GATES
+    bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * NUM_GATES
     c_0, h_0 = carry
     arrays = (inputs, *weights.x, *weights.h, *bias, h_0, c_0)
     arrays += () if valid is None else (valid,)
-    how = How(reverse, on_gpu, jax.config.jax_default_matmul_precision)
-    y, h_n, c_n = primitives.forward_p.bind(*varying_alike(arrays), how=how)
+    options = LayerOptions(reverse, on_gpu, jax.config.jax_default_matmul_precision)
+    y, h_n, c_n = primitives.forward_p.bind(*varying_alike(arrays), options=options)
     return (c_n, h_n), y
 
 

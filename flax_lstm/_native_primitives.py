@@ -1,19 +1,19 @@
 """The native loops as JAX's primitives: their derivatives, and where they are called.
 
-Four primitives stand for a layer, each with a meaning (`_native_meaning`) from which
-everything comes that the loops have no part in:
+Four primitives stand for a layer. From the reference implementation of each
+(`_native_reference`) comes everything that the loops have no part in:
 
 - `forward_p`, `forward_keeping_p` and `backward_p` are the loops. What they are under
-  vmap, and the derivatives of the latter two, are those of their meaning.
+  vmap, and the derivatives of the latter two, are those of their reference.
 - The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` keeps.
-- `tangents_p`, the linear map from tangents to tangents, is always its meaning, but
+- `tangents_p`, the linear map from tangents to tangents, is always its reference, but
   its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode,
   second derivatives and vmap work as with the fused implementation.
 
 A loop is called where a program is lowered for a CPU, or for an NVIDIA GPU where that
 is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
 axes. Elsewhere, in a program that XLA itself spreads over devices, and in one that
-`jax.export` writes for machines that have no such loops, the meaning is compiled in
+`jax.export` writes for machines that have no such loops, the reference is compiled in
 its place.
 """
 
@@ -24,15 +24,18 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, mlir
 
-from flax_lstm import _native_meaning as meaning, _persistent_lstm as persistent
-from flax_lstm._meant_primitive import (
-    Meaning,
-    devices_that_call,
-    primitive_of,
+from flax_lstm import (
+    _native_reference as native_reference,
+    _persistent_lstm as persistent,
+)
+from flax_lstm._native_reference import GRADIENTS, KEPT, KNOWN, LINEAR, NUM_GATES
+from flax_lstm._reference_primitive import (
+    Reference,
+    devices_if_callable,
+    primitive_with_reference,
     transpose_each_other,
     varying_alike,
 )
-from flax_lstm._native_meaning import GATES, GRADIENTS, KEPT, KNOWN, LINEAR
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
@@ -41,12 +44,12 @@ _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
 
 # Of the arguments of `backward_p`.
-_KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + GATES)
+_KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + NUM_GATES)
 
 
 def lower_to_loop(
     primitive,
-    meant: Meaning,
+    reference: Reference,
     target: str,
     overwritten: range = range(0),
     scratch_size: Callable[..., int] | None = None,
@@ -55,7 +58,7 @@ def lower_to_loop(
 
     Args:
         primitive: whose lowering it becomes.
-        meant: its meaning, where none can be called.
+        reference: what is compiled where none can be called.
         target: the loop's name.
         overwritten: arguments in whose memory the loop works: results behind its own.
             XLA copies those that somebody else still needs.
@@ -63,14 +66,17 @@ def lower_to_loop(
             last result. Among XLA's own buffers it is shared with whatever else needs
             memory at another time.
     """
-    lower_meant = mlir.lower_fun(meant, multiple_results=True)
+    lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
-    def lower(context, *arguments, how, **params):
-        devices = devices_that_call(context.module_context)
+    def lower(context, *arguments, options, **params):
+        devices = devices_if_callable(context.module_context)
         if devices is None:
-            return lower_meant(context, *arguments, how=how, **params)
+            return lower_reference(context, *arguments, options=options, **params)
         library.CPU.register()
-        params |= {"reverse": how.reverse, "threads": max(1, usable_cores() // devices)}
+        params |= {
+            "reverse": options.reverse,
+            "threads": max(1, usable_cores() // devices),
+        }
         known, results = context.avals_in, context.avals_out
         scratch = [] if scratch_size is None else [scratch_size(*known)]
         others = [known[index] for index in overwritten]
@@ -87,18 +93,20 @@ def lower_to_loop(
     mlir.register_lowering(primitive, lower, platform="cpu")
 
 
-def lower_to_kernel(primitive, meant: Meaning, lower_call, platform="cuda") -> None:
+def lower_to_kernel(
+    primitive, reference: Reference, lower_call, platform="cuda"
+) -> None:
     """Has `primitive` call a GPU's kernel where it is asked for and can serve."""
-    lower_meant = mlir.lower_fun(meant, multiple_results=True)
+    lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
-    def lower(context, *arguments, how, **params):
+    def lower(context, *arguments, options, **params):
         calls = (
-            how.on_gpu
-            and devices_that_call(context.module_context) is not None
+            options.on_gpu
+            and devices_if_callable(context.module_context) is not None
             and persistent.can_serve(context)
         )
-        chosen = lower_call if calls else lower_meant
-        return chosen(context, *arguments, how=how, **params)
+        chosen = lower_call if calls else lower_reference
+        return chosen(context, *arguments, options=options, **params)
 
     mlir.register_lowering(primitive, lower, platform=platform)
 
@@ -111,16 +119,20 @@ def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
     return (steps * batch + _ROWS_A_CHUNK) * most_inputs
 
 
-forward_p = primitive_of("flax_lstm_forward", meaning.forward)
-forward_keeping_p = primitive_of("flax_lstm_forward_keeping", meaning.forward_keeping)
-backward_p = primitive_of("flax_lstm_backward", meaning.backward)
-tangents_p = primitive_of("flax_lstm_tangents", meaning.tangents)
+forward_p = primitive_with_reference("flax_lstm_forward", native_reference.forward)
+forward_keeping_p = primitive_with_reference(
+    "flax_lstm_forward_keeping", native_reference.forward_keeping
+)
+backward_p = primitive_with_reference("flax_lstm_backward", native_reference.backward)
+tangents_p = primitive_with_reference("flax_lstm_tangents", native_reference.tangents)
 
-lower_to_loop(forward_p, meaning.forward, "flax_lstm_forward")
-lower_to_loop(forward_keeping_p, meaning.forward_keeping, "flax_lstm_forward_keeping")
+lower_to_loop(forward_p, native_reference.forward, "flax_lstm_forward")
+lower_to_loop(
+    forward_keeping_p, native_reference.forward_keeping, "flax_lstm_forward_keeping"
+)
 lower_to_loop(
     backward_p,
-    meaning.backward,
+    native_reference.backward,
     "flax_lstm_backward",
     overwritten=_KEPT_GATES,
     scratch_size=_scratch_size,
@@ -128,40 +140,42 @@ lower_to_loop(
 
 lower_to_kernel(
     forward_p,
-    meaning.forward,
+    native_reference.forward,
     persistent.forward_lowering("flax_lstm_persistent_forward"),
 )
 lower_to_kernel(
     forward_keeping_p,
-    meaning.forward_keeping,
+    native_reference.forward_keeping,
     persistent.forward_lowering("flax_lstm_persistent_forward_keeping"),
 )
 lower_to_kernel(
     backward_p,
-    meaning.backward,
+    native_reference.backward,
     persistent.backward_lowering("flax_lstm_persistent_backward"),
 )
 
 
-def derivative_of_forward(primals, tangents, *, how):
-    y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, how=how)
+def derivative_of_forward(primals, tangents, *, options):
+    y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, options=options)
     x, *others = primals
-    kernels, h_0 = others[: 2 * GATES], others[3 * GATES]
+    kernels, h_0 = others[: 2 * NUM_GATES], others[3 * NUM_GATES]
     valid = primals[1 + LINEAR :]
     needs_x = not isinstance(tangents[0], ad.Zero)
     linear = tangents[not needs_x : 1 + LINEAR]
     linear = [ad.instantiate_zeros(tangent) for tangent in linear]
     operands = (x, *kernels, h_0, y, *kept, *linear, *valid)
-    d_results = tangents_p.bind(*varying_alike(operands), how=how, needs_x=needs_x)
+    d_results = tangents_p.bind(
+        *varying_alike(operands), options=options, needs_x=needs_x
+    )
     return [y, h_n, c_n], d_results
 
 
 def transpose_to_each_other(tangents, backward) -> None:
-    """Of the primitives `tangents_p` and `backward_p`, or some in their place."""
+    """Has primitives such as `tangents_p` and `backward_p` transpose each other."""
     transpose_each_other(
         tangents,
         backward,
-        meaning.backward,
+        native_reference.backward,
         known=KNOWN,
         linear=lambda needs_x, **_: needs_x + LINEAR,
         gradients=GRADIENTS,

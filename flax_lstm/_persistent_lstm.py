@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.interpreters import mlir
 
 from flax_lstm import _fused_lstm as fused
-from flax_lstm._native_meaning import GATES, KEPT, as_precise
+from flax_lstm._native_reference import KEPT, NUM_GATES, as_precise
 from flax_lstm.native.library import GPU
 
 # Of native/persistent_calls.h. The weights of more units than the first number need
@@ -34,56 +34,57 @@ Lowering = Callable[..., Sequence[Any]]
 def can_serve(context: mlir.LoweringRuleContext) -> bool:
     """Whether the kernels are compiled, and the layer of a size that they hold."""
     x: Any = context.avals_in[0]
-    kernel: Any = context.avals_in[1 + GATES]
+    kernel: Any = context.avals_in[1 + NUM_GATES]
     try:
         GPU.register()
     except ValueError:  # Of which 'native' has warned.
         return False
     units = kernel.shape[-1]
     steps, batch, _ = x.shape
-    numbers = (steps + 1) * batch * GATES * units
+    numbers = (steps + 1) * batch * NUM_GATES * units
     return units <= most_units() and numbers <= _MOST_NUMBERS
 
 
 def most_units() -> int:
-    """Of a layer that the kernels hold on this machine's GPU."""
+    """Largest hidden size that the kernels support on this machine's GPU."""
     capability, _, _ = jax.devices("gpu")[0].compute_capability.partition(".")
     has_much = capability in _WITH_MUCH_SHARED_MEMORY
     return _MOST_UNITS if has_much else _UNITS_IN_REGISTERS
 
 
 def forward_lowering(target: str) -> Lowering:
-    """Of the native forward primitives, whose arguments and results these are."""
+    """Lowering rule of the native forward primitives to the GPU kernel `target`."""
     call = jax.ffi.ffi_lowering(target)
 
-    def lower(context, *arguments, how):
+    def lower(context, *arguments, options):
         avals = context.avals_in
-        x_and_w_x = slice(0, 1 + GATES)
-        others = slice(1 + GATES, None)  # W_h, b, h_0, c_0, `valid` if there is one.
+        x_and_w_x = slice(0, 1 + NUM_GATES)
+        # W_h, b, h_0, c_0, and `valid`, if there is one.
+        others = slice(1 + NUM_GATES, None)
         (z,), (z_aval,) = _lower_part(
             context,
-            functools.partial(_inputs_product, how=how),
+            functools.partial(_inputs_product, options=options),
             arguments[x_and_w_x],
             avals[x_and_w_x],
         )
         context = context.replace(avals_in=[z_aval, *avals[others]])
-        return call(context, z, *arguments[others], reverse=how.reverse)
+        return call(context, z, *arguments[others], reverse=options.reverse)
 
     return lower
 
 
 def backward_lowering(target: str) -> Lowering:
-    """Of the native backward primitive, whose arguments and results these are."""
+    """Lowering rule of the native backward primitive to the GPU kernel `target`."""
     call = jax.ffi.ffi_lowering(target)
 
-    def lower(context, *arguments, how, needs_x):
+    def lower(context, *arguments, options, needs_x):
         avals = context.avals_in
-        x_and_w_x = slice(0, 1 + GATES)
-        w_h = slice(1 + GATES, 1 + 2 * GATES)
-        h_0_and_y = slice(1 + 2 * GATES, 3 + 2 * GATES)
+        x_and_w_x = slice(0, 1 + NUM_GATES)
+        w_h = slice(1 + NUM_GATES, 1 + 2 * NUM_GATES)
+        h_0_and_y = slice(1 + 2 * NUM_GATES, 3 + 2 * NUM_GATES)
         # What is kept, the gradients of y, h_n and c_n, and `valid`, if there is one.
-        others = slice(3 + 2 * GATES, None)
-        valid = slice(3 + 2 * GATES + KEPT + 3, None)
+        others = slice(3 + 2 * NUM_GATES, None)
+        valid = slice(3 + 2 * NUM_GATES + KEPT + 3, None)
 
         kept = avals[others.start]
         (d_z_aval,) = jax.make_jaxpr(_gradients_like)(kept).out_avals
@@ -92,11 +93,11 @@ def backward_lowering(target: str) -> Lowering:
             avals_out=[d_z_aval, *context.avals_out[-2:]],
         )
         d_z, d_h_0, d_c_0 = call(
-            recurrent, *arguments[w_h], *arguments[others], reverse=how.reverse
+            recurrent, *arguments[w_h], *arguments[others], reverse=options.reverse
         )
         gradients, _ = _lower_part(
             context,
-            functools.partial(_gradients_after, how=how, needs_x=needs_x),
+            functools.partial(_gradients_after, options=options, needs_x=needs_x),
             [d_z, *arguments[x_and_w_x], *arguments[h_0_and_y], *arguments[valid]],
             [d_z_aval, *avals[x_and_w_x], *avals[h_0_and_y], *avals[valid]],
         )
@@ -106,21 +107,21 @@ def backward_lowering(target: str) -> Lowering:
 
 
 @as_precise
-def _inputs_product(x, *w_x, how):
+def _inputs_product(x, *w_x, options):
     """x·W_x of all steps, (T, B, 4·H)."""
     return (fused.product_over_steps(x, jnp.concatenate(w_x, axis=-1)),)
 
 
 def _gradients_like(kept):
-    """Of the shape of all gates' gradients."""
-    return jnp.concatenate([kept] * GATES, axis=-1)
+    """An array of the shape of all gates' gradients, (T, B, 4·H)."""
+    return jnp.concatenate([kept] * NUM_GATES, axis=-1)
 
 
 @as_precise
-def _gradients_after(d_z, x, *others, how, needs_x):
-    """Those of x (if `needs_x`), W_x, W_h and b, the last three by gate."""
-    w_x, (h_0, y, *valid) = others[:GATES], others[GATES:]
-    h_before = fused.shifted(how.reverse, valid[0] if valid else None, h_0, y)
+def _gradients_after(d_z, x, *others, options, needs_x):
+    """Gradients of x (if `needs_x`), W_x, W_h and b, the last three gate by gate."""
+    w_x, (h_0, y, *valid) = others[:NUM_GATES], others[NUM_GATES:]
+    h_before = fused.shifted(options.reverse, valid[0] if valid else None, h_0, y)
     rows = d_z.reshape(-1, d_z.shape[-1])
     gradients = [
         before.reshape(-1, before.shape[-1]).T @ rows for before in (x, h_before)
@@ -128,7 +129,7 @@ def _gradients_after(d_z, x, *others, how, needs_x):
     of_gates = [
         part
         for whole in (*gradients, rows.sum(0))
-        for part in jnp.split(whole, GATES, axis=-1)
+        for part in jnp.split(whole, NUM_GATES, axis=-1)
     ]
     of_x = [d_z @ jnp.concatenate(w_x, axis=-1).T] if needs_x else []
     return (*of_x, *of_gates)

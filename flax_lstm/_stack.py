@@ -132,7 +132,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def initializers(self) -> dict[str, Any]:
-        """Those that every cell takes, by the cell's own names."""
+        """The initializers that every cell takes, by the cell's names for them."""
         kernel = torch_recurrent_kernel(self.hidden_size)
         bias = torch_recurrent_bias(self.hidden_size)
         return {
@@ -145,12 +145,12 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @property
     def _rows(self) -> int:
-        """L·D, of a state."""
+        """Rows of a state array, L·D."""
         return int(self.num_layers) * (2 if self.bidirectional else 1)
 
     @property
     def _layer_names(self) -> list[list[str]]:
-        """Of each layer in its directions."""
+        """Names of each layer's cells, one for each direction."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
         return [[f"layer_{k}{s}" for s in suffixes] for k in range(self.num_layers)]
 
@@ -161,7 +161,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @property
     def output_size(self) -> int:
-        """D·P, of the output."""
+        """Width of the output, D·P."""
         return self.state_sizes[0] * (2 if self.bidirectional else 1)
 
     @nn.nowrap
@@ -233,7 +233,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @property
     def recurrence(self) -> Function:
-        """What `implementation` names: a `Recurrence` or a `StackRecurrence`."""
+        """The `Recurrence` or `StackRecurrence` that `implementation` names."""
         every: dict[str, Function] = {**self.implementations}
         every.update(self.stack_implementations)
         return every[self.implementation]

@@ -141,7 +141,7 @@ def require_names(argument: str, expected: Iterable[str], got: Iterable[str]) ->
 
 
 def require_shapes(argument: str, shapes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Of each name's (expected, got) both are the same; else a ValueError."""
+    """Raises a ValueError unless each name's (expected, got) shapes are equal."""
     wrong = [
         f"{name} expected {expected}, got {tuple(got)}"
         for name, (expected, got) in shapes.items()

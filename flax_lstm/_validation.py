@@ -195,7 +195,7 @@ def as_lengths(
 
 
 def _as_array(value: Any) -> Any:
-    """Of NumPy's, if its numbers are known, whatever their dtype."""
+    """A NumPy array where the numbers are known, whatever their dtype, or JAX's."""
     if isinstance(value, jax.Array):
         return value
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):

@@ -61,7 +61,7 @@ def trace_layers_anew(monkeypatch):
 def trace_anew(monkeypatch):
     """The same of what the fused loops read."""
     trace_layers_anew(monkeypatch)
-    monkeypatch.setattr(_fused_lstm, "lstm", _fused_lstm.lstm_layer)
+    monkeypatch.setattr(_fused_lstm, "jitted_lstm_layer", _fused_lstm.lstm_layer)
 
 
 def lay_out_as_elsewhere(monkeypatch, unroll=2):

@@ -515,7 +515,7 @@ def test_no_thread_reads_what_another_still_writes(tmp_path):
 
 
 def test_a_meaning_traced_later_is_as_precise_as_its_layer(native):
-    """On devices that XLA spreads a program over: there the meaning is compiled."""
+    """On devices that XLA spreads a program over: there the reference is compiled."""
     mesh = mesh_of_cpus()
     if mesh.size == 1:
         pytest.skip("needs 2 devices")

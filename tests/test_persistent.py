@@ -28,10 +28,10 @@ from kinds import trace_layers_anew
 
 from flax_lstm import (
     StackedLSTM,
-    _meant_primitive,
-    _native_meaning,
     _native_primitives,
+    _native_reference,
     _persistent_lstm,
+    _reference_primitive,
 )
 from flax_lstm.native import library
 
@@ -63,17 +63,19 @@ def primitives(tmp_path_factory):
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
     def primitive(name, lowering):
-        meant = getattr(_native_meaning, name)
+        reference = getattr(_native_reference, name)
         target = f"flax_lstm_persistent_{name}"
-        made = _meant_primitive.primitive_of(f"on_cpu_{name}", meant)
-        _native_primitives.lower_to_kernel(made, meant, lowering(target), "cpu")
+        made = _reference_primitive.primitive_with_reference(
+            f"on_cpu_{name}", reference
+        )
+        _native_primitives.lower_to_kernel(made, reference, lowering(target), "cpu")
         return made
 
     forward = primitive("forward", _persistent_lstm.forward_lowering)
     ad.primitive_jvps[forward] = _native_primitives.derivative_of_forward
     backward = primitive("backward", _persistent_lstm.backward_lowering)
-    tangents = _meant_primitive.primitive_of(
-        "on_cpu_tangents", _native_meaning.tangents
+    tangents = _reference_primitive.primitive_with_reference(
+        "on_cpu_tangents", _native_reference.tangents
     )
     _native_primitives.transpose_to_each_other(tangents, backward)
     return {

@@ -276,7 +276,7 @@ def _processor() -> str:
 
 
 def _gpus() -> str:
-    """What the driver says of each, without asking CUDA; empty where there is none."""
+    """The driver's description of each GPU, without asking CUDA; empty without one."""
     known = list(_GPUS_OF_DRIVER.glob("*/information"))
     if known:
         lines = [
@@ -293,7 +293,7 @@ def _gpus() -> str:
 
 
 def _nvcc() -> str:
-    """Of a toolkit, or of NVIDIA's packages (from CUDA 13 on) that JAX came with."""
+    """Path of nvcc: a toolkit's, or that of the packages JAX came with (CUDA 13 on)."""
     if shutil.which("nvcc"):
         return "nvcc"
     packages = importlib.util.find_spec("nvidia")

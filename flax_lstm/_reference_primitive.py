@@ -1,8 +1,8 @@
-"""A primitive of JAX's that has a meaning in JAX's own operations.
+"""A primitive of JAX's with a reference implementation in JAX's own operations.
 
 What computes the same faster is called where a program is lowered for a platform that
-has it; from the meaning comes everything else: shapes, derivatives, vmap, and what is
-compiled where the call can't be made.
+has it. From the reference comes everything else: shapes, derivatives, vmap, and what
+is compiled where the call can't be made.
 """
 
 import functools
@@ -16,30 +16,35 @@ from jax.interpreters.xla import apply_primitive
 
 from flax_lstm._recurrence import with_varying_axes_of
 
-Meaning = Callable[..., Any]
+Reference = Callable[..., Any]
 
 
 def varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """As a primitive takes them inside `jax.shard_map`."""
+    """`arrays` cast to one set of varying mesh axes, as `jax.shard_map` asks for."""
     return with_varying_axes_of(arrays, ())
 
 
-def primitive_of(name: str, meant: Meaning) -> jax.extend.core.Primitive:
-    """With all that follows from what it means."""
+def primitive_with_reference(
+    name: str, reference: Reference
+) -> jax.extend.core.Primitive:
+    """A primitive with the shapes, derivatives and batching of `reference`.
+
+    It is lowered as the reference; for other platforms, register something faster.
+    """
     primitive = jax.extend.core.Primitive(name)
     primitive.multiple_results = True
 
     @functools.cache
     def results(*arguments, **params):
-        run = functools.partial(meant, **params)
+        run = functools.partial(reference, **params)
         return jax.make_jaxpr(run)(*arguments).out_avals
 
     def derivative(primals, tangents, **params):
-        run = functools.partial(meant, **params)
+        run = functools.partial(reference, **params)
         return jax.jvp(run, primals, tuple(map(ad.instantiate_zeros, tangents)))
 
     def batched(arguments, axes, **params):
-        run = functools.partial(meant, **params)
+        run = functools.partial(reference, **params)
         outputs = jax.vmap(run, in_axes=tuple(axes))(*arguments)
         return outputs, (0,) * len(outputs)
 
@@ -47,14 +52,14 @@ def primitive_of(name: str, meant: Meaning) -> jax.extend.core.Primitive:
     primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
     ad.primitive_jvps[primitive] = derivative
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(meant, multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     return primitive
 
 
 def transpose_each_other(
     tangents_p: jax.extend.core.Primitive,
     backward_p: jax.extend.core.Primitive,
-    backward: Meaning,
+    backward: Reference,
     known: int,
     linear: Callable[..., int],
     gradients: int,
@@ -67,7 +72,7 @@ def transpose_each_other(
     Args:
         tangents_p: from tangents to tangents.
         backward_p: from gradients to gradients.
-        backward: the latter's meaning.
+        backward: the latter's reference implementation.
         known: as above.
         linear: how many `tangents_p` is linear in, of its parameters.
         gradients: how many `backward_p` is linear in.
@@ -102,7 +107,7 @@ def transpose_each_other(
     ad.primitive_transposes[backward_p] = of_backward
 
 
-def devices_that_call(module: mlir.ModuleContext) -> int | None:
+def devices_if_callable(module: mlir.ModuleContext) -> int | None:
     """How many devices of this process a program runs on; None if it can't call.
 
     It can where each device has its own part of the data and runs it as it stands: on
