@@ -50,8 +50,7 @@ def answer_all(
 @functools.partial(jax.jit, static_argnames=("model", "model_input"))
 def _answer_all(model, variables, images, labels, model_input):
     def logits_of(image):
-        ink = image[None].astype(jnp.float32) / model_input.white
-        return model.apply(variables, model_input.of(ink))[0]
+        return model.apply(variables, model_input.of_pixels(image[None]))[0]
 
     logits = jax.lax.map(logits_of, images, batch_size=_BATCH_SIZE)
     logits = logits.astype(jnp.float32)

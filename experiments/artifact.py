@@ -47,8 +47,8 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
     model_input = ModelInput(white, classifier.sequence)
 
     def classify(images):
-        ink = images.astype(jnp.float32) / white
-        return classifier.model.apply(classifier.variables, model_input.of(ink))
+        inputs = model_input.of_pixels(images)
+        return classifier.model.apply(classifier.variables, inputs)
 
     shape = jax.export.symbolic_shape(f"b, {side}, {side}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)

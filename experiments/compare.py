@@ -8,7 +8,7 @@ import os
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path, define_paths, require
+from experiments.run_flags import define_path, define_paths, require
 
 define_paths(
     "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."

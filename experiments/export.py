@@ -8,12 +8,10 @@ import os
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path, define_workdir_of_a_run
+from experiments.run_flags import define_path, define_step, define_workdir_of_a_run
 
 define_workdir_of_a_run()
-flags.DEFINE_integer(
-    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
-)
+define_step()
 define_path(
     "output", None, "The file to write (default: classifier.jaxexport in the workdir)."
 )

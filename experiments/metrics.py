@@ -4,7 +4,8 @@ import json
 import os
 from typing import Any
 
-from experiments.errors import RunError
+from experiments.errors import RunError, naming
+from experiments.whole_file import write_whole
 
 FILE_NAME = "metrics.jsonl"
 _NUMBERS = (
@@ -14,7 +15,7 @@ _NUMBERS = (
 
 
 def rows(workdir: str) -> list[dict[str, Any]]:
-    """Of the finished epochs, the first one first; [] if there are none."""
+    """One row for each finished epoch, the first one first; [] if there are none."""
     path = os.path.join(workdir, FILE_NAME)
     sound: list[dict[str, Any]] = []
     if os.path.isfile(path):
@@ -45,20 +46,14 @@ class MetricsFile:
 
     def __init__(self, workdir: str, restored_epoch: int):
         self._path = os.path.join(workdir, FILE_NAME)
-        self._replace(row for row in rows(workdir) if row["epoch"] <= restored_epoch)
+        kept = [row for row in rows(workdir) if row["epoch"] <= restored_epoch]
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        with naming("--workdir"):
+            write_whole({self._path: lines.encode()})
 
     def append(self, row: dict[str, Any]) -> None:
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunError(f"--workdir: can't write {self._path}: {error}") from error
-
-    def _replace(self, rows) -> None:
-        temporary = self._path + ".tmp"
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            os.replace(temporary, self._path)
         except OSError as error:
             raise RunError(f"--workdir: can't write {self._path}: {error}") from error

@@ -9,8 +9,8 @@ from experiments import command_line
 from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
 from experiments.model_input import SEQUENCES
-from experiments.path_flags import define_path
 from experiments.recipes import RECIPES
+from experiments.run_flags import define_mnist_folders, define_path
 from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
@@ -100,10 +100,7 @@ flags.DEFINE_bool(
     _DEFAULTS.validate,
     "Test on the last sixth of the training examples, and train on the others.",
 )
-define_path(
-    "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
-)
-define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_mnist_folders()
 define_path(
     "workdir", None, "Checkpoints and metrics (default: runs/, named by the flags)."
 )

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SEQUENCES = ("rows", "pixels", "permuted")
@@ -27,6 +28,10 @@ class ModelInput:
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
         """(T, I) of an image of so many rows and columns."""
         return (rows, columns) if self.sequence == "rows" else (rows * columns, 1)
+
+    def of_pixels(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """(B, rows, columns) of 0 to `white` to (B, T, I) float32 of 0 to 1."""
+        return self.of(jnp.asarray(images).astype(jnp.float32) / self.white)
 
     def of(self, images: jax.Array) -> jax.Array:
         """(B, rows, columns) to (B, T, I), in any dtype."""

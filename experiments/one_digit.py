@@ -5,26 +5,26 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments.errors import RunError
-from experiments.path_flags import define_path, define_workdir_of_a_run
+from experiments.run_flags import (
+    define_mnist_folders,
+    define_path,
+    define_step,
+    define_workdir_of_a_run,
+)
 
 if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
     from experiments.prediction import Prediction
     from experiments.restored import RestoredClassifier
 
 define_workdir_of_a_run()
-flags.DEFINE_integer(
-    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
-)
+define_step()
 flags.DEFINE_integer(
     "index", None, "Number of an example of the dataset (default: 0).", lower_bound=0
 )
 define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
 flags.DEFINE_enum("split", "test", ("train", "test"), "Where --index counts.")
 define_path("output", None, "The picture to write (default: in the workdir).")
-define_path(
-    "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
-)
-define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_mnist_folders()
 
 FLAGS = flags.FLAGS
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.model_input import ModelInput
@@ -68,8 +67,7 @@ def predict(
     label: int | None = None,
 ) -> Prediction:
     """The prediction for one image in the form of the model's dataset."""
-    ink = jnp.asarray(image, jnp.float32)[None] / model_input.white
-    logits = model.apply(variables, model_input.of(ink))[0]
+    logits = model.apply(variables, model_input.of_pixels(image[None]))[0]
     return Prediction(
         image=image,
         white=model_input.white,

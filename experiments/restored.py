@@ -17,6 +17,7 @@ from experiments.prediction import Prediction
 from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
+    NoCheckpointError,
     UnfinishedCheckpointError,
     checkpoint_steps,
     read_config,
@@ -133,11 +134,11 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
     except DamagedCheckpointError as error:
         raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
-        argument, _, message = str(error).partition(": ")
-        if argument == "path":
-            raise RunError(f"--workdir: {message}") from error
-        if argument == "step" and step is not None:
-            raise RunError(f"--step: {message}") from error
+        if isinstance(error, NoCheckpointError) and (
+            error.argument == "path" or step is not None
+        ):
+            flag = {"path": "--workdir", "step": "--step"}[error.argument]
+            raise RunError(f"{flag}: {error.reason}") from error
         # Of a folder that was there when it was looked for.
         raise _OfASave(f"--workdir: {workdir} can't be read: {error}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.

@@ -129,40 +129,24 @@ def _train(
     stop: StopRequest,
 ) -> None:
     model, model_input = parameters.model(data), parameters.model_input(data)
-    recipe = parameters.training_recipe
-    steps = num_epochs * num_batches(data.train.total, parameters.batch_size)
-    state = create_state(
-        model,
-        optimizer(recipe.step_size(parameters.learning_rate, steps), recipe.clip_norm),
-        parameters.seed,
-        model_input.shape(*data.image_shape),
-        recipe.average_decay,
-    )
+    state = _first_state(parameters, num_epochs, data, model)
     saved = checkpoints.Checkpoints(workdir, choice, parameters)
     try:
         whole, progress = 0, None
         if recorded:
             state = saved.restore(recorded.step, state, mesh)
             whole, progress = recorded.epoch, recorded.progress
-            say(f"Restored: {recorded.position}")
-            if whole > num_epochs or (whole == num_epochs and progress):
-                say(
-                    f"Trained already: {recorded.position}, more than the {num_epochs} "
-                    f"epochs of --num_epochs; it is tested as it is"
-                )
+            _say_restored(recorded, num_epochs)
         if whole >= num_epochs:
             return
+        _say_devices(mesh, parameters.cell)
         rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
-        kind = mesh.devices.flat[0].device_kind
-        say(f"Devices: {mesh.size} x {kind}")
-        if kind == "cpu" and parameters.cell == "lstm":
-            say(f"Loops: {loops_on_cpu()}")
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh),
             parameters.batch_size,
             model_input,
             mesh,
-            recipe.warp,
+            parameters.training_recipe.warp,
         )
         test = DeviceSplit.of(data.test, mesh)
         for epoch in range(whole + 1, num_epochs + 1):
@@ -186,6 +170,37 @@ def _train(
             progress = epochs.start(progress)
     finally:
         saved.close()
+
+
+def _first_state(
+    parameters: HyperParameters, num_epochs: int, data: Dataset, model
+) -> TrainState:
+    recipe = parameters.training_recipe
+    steps = num_epochs * num_batches(data.train.total, parameters.batch_size)
+    return create_state(
+        model,
+        optimizer(recipe.step_size(parameters.learning_rate, steps), recipe.clip_norm),
+        parameters.seed,
+        parameters.model_input(data).shape(*data.image_shape),
+        recipe.average_decay,
+    )
+
+
+def _say_restored(recorded: checkpoints.Recorded, num_epochs: int) -> None:
+    say(f"Restored: {recorded.position}")
+    whole = recorded.epoch
+    if whole > num_epochs or (whole == num_epochs and recorded.progress):
+        say(
+            f"Trained already: {recorded.position}, more than the {num_epochs} "
+            f"epochs of --num_epochs; it is tested as it is"
+        )
+
+
+def _say_devices(mesh: Mesh, cell: str) -> None:
+    kind = mesh.devices.flat[0].device_kind
+    say(f"Devices: {mesh.size} x {kind}")
+    if kind == "cpu" and cell == "lstm":
+        say(f"Loops: {loops_on_cpu()}")
 
 
 def _run_steps(

@@ -42,6 +42,19 @@ _DTYPE_OPTIONS = ("dtype", "param_dtype")
 _UNRECORDED_OPTIONS = ("implementation", "remat", "parent", "name")
 
 
+class NoCheckpointError(FileNotFoundError):
+    """No such folder, no checkpoint in it, or not the step that was asked for.
+
+    Attributes:
+        argument: `'path'` or `'step'`, which of the two is at fault.
+        reason: what was expected and what came.
+    """
+
+    def __init__(self, argument: str, reason: str):
+        super().__init__(f"{argument}: {reason}")
+        self.argument, self.reason = argument, reason
+
+
 def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
     """The `cell` and constructor options of `model` as JSON values, dtypes by name.
 
@@ -116,7 +129,7 @@ def checkpoint_steps(path: str | os.PathLike[str]) -> list[int]:
     """The steps of which there are checkpoints in `path`, sound or not, ascending.
 
     Raises:
-        FileNotFoundError: no such folder.
+        NoCheckpointError: no such folder.
     """
     with _reader(path) as manager:
         return sorted(manager.all_steps())
@@ -134,7 +147,8 @@ def read_config(
         step: which one; None is the newest.
 
     Raises:
-        FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        NoCheckpointError: no such folder, no checkpoint in it, or not that step. It is
+            a FileNotFoundError.
         DamagedCheckpointError: a file of it is not what was written.
         ValueError: a checkpoint of another format version.
     """
@@ -149,11 +163,13 @@ def read_config(
         if os.path.isdir(os.path.join(folder, CONFIG)):
             parent, name = os.path.split(folder)
             hint = f"; it is itself that of step {name} in {parent}"
-        raise FileNotFoundError(
-            f"path: expected a checkpoint in {path}, got none{hint}"
+        raise NoCheckpointError(
+            "path", f"expected a checkpoint in {path}, got none{hint}"
         )
     if step is not None and step not in steps:
-        raise FileNotFoundError(f"step: expected one of {steps} in {path}, got {step}")
+        raise NoCheckpointError(
+            "step", f"expected one of {steps} in {path}, got {step}"
+        )
     step = steps[-1] if step is None else step
     verify(os.fspath(path), step)
     with _reader(path) as manager:
@@ -187,7 +203,8 @@ def load_classifier(
         and its parameters under `variables['params']`.
 
     Raises:
-        FileNotFoundError: no such folder, no checkpoint in it, or not that step.
+        NoCheckpointError: no such folder, no checkpoint in it, or not that step. It is
+            a FileNotFoundError.
         DamagedCheckpointError: a file of it is not what was written; an older step
             may be sound.
         ValueError: a checkpoint of another format version, or of no classifier.
@@ -195,10 +212,10 @@ def load_classifier(
 
     Example:
         >>> from flax_lstm import load_classifier
-        >>> load_classifier('no/such/folder')
+        >>> load_classifier('no/such/folder')  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        FileNotFoundError: path: expected a folder of checkpoints, got no/such/folder
+        flax_lstm.checkpoint.NoCheckpointError: path: expected a folder of ...
 
     Source: https://orbax.readthedocs.io/
     """
@@ -229,7 +246,9 @@ def _reader(path):
         )
     if not os.path.isdir(path):
         shown = os.fspath(path) or "''"
-        raise FileNotFoundError(f"path: expected a folder of checkpoints, got {shown}")
+        raise NoCheckpointError(
+            "path", f"expected a folder of checkpoints, got {shown}"
+        )
     # Reading is this process's own affair: without this, Orbax would wait for all
     # processes of a run.
     this = jax.process_index()

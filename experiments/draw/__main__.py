@@ -6,12 +6,14 @@ Example: python -m experiments.draw --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path, define_workdir_of_a_run
+from experiments.run_flags import (
+    define_mnist_folders,
+    define_step,
+    define_workdir_of_a_run,
+)
 
 define_workdir_of_a_run()
-flags.DEFINE_integer(
-    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
-)
+define_step()
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 flags.DEFINE_integer(
     "port", 8128, "Port to listen on; 0 takes a free one.", lower_bound=0,
@@ -23,10 +25,7 @@ flags.DEFINE_multi_string(
     "A name by which browsers may ask for the page, beside --host and this machine's "
     "own for itself (localhost, …); may be repeated.",
 )
-define_path(
-    "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
-)
-define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
+define_mnist_folders()
 
 FLAGS = flags.FLAGS
 

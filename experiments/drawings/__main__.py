@@ -6,12 +6,10 @@ Example: python -m experiments.drawings --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path, define_workdir_of_a_run
+from experiments.run_flags import define_path, define_step, define_workdir_of_a_run
 
 define_workdir_of_a_run()
-flags.DEFINE_integer(
-    "step", None, "Which checkpoint (default: the newest).", lower_bound=0
-)
+define_step()
 flags.DEFINE_integer("hands", 2, "How many draw every shape.", lower_bound=1)
 define_path("output", None, "A picture of those read wrongly (default: none).")
 

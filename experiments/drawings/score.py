@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.drawings.styles import Drawing, draw_all
@@ -76,8 +75,7 @@ def score(classifier: RestoredClassifier, hands: int) -> Scored:
     forms = np.stack(
         [to_form(d.grey, form, f"the {d.shape} {d.label}") for d in drawings]
     )
-    ink = jnp.asarray(forms, jnp.float32) / form.white
-    inputs = ModelInput(form.white, classifier.sequence).of(ink)
+    inputs = ModelInput(form.white, classifier.sequence).of_pixels(forms)
     logits = classifier.model.apply(classifier.variables, inputs)
     return Scored(drawings, forms, np.asarray(logits).argmax(-1))
 

@@ -6,7 +6,7 @@ Example: python -m experiments.gradient_flow --quick
 from absl import flags
 
 from experiments import command_line
-from experiments.path_flags import define_path
+from experiments.run_flags import define_path
 
 flags.DEFINE_bool("quick", False, "10 steps instead of 100, and hardly any training.")
 flags.DEFINE_integer("seed", 0, "Of weights, sequences and training.", lower_bound=0)

@@ -1,6 +1,7 @@
-"""Flags with paths, in which a leading `~` is the home directory.
+"""Flags that several commands have, and flags with paths.
 
-A shell replaces it at the beginning of a word only, not behind `--workdir=`.
+A leading `~` of a path is the home directory: a shell replaces it at the beginning of
+a word only, not behind `--workdir=`.
 """
 
 import os
@@ -40,6 +41,21 @@ def define_workdir_of_a_run() -> None:
     folder = "folder of a run of experiments.mnist"
     define_path("workdir", None, f"The {folder} (required).")
     require("workdir", f"expected the {folder}")
+
+
+def define_step() -> None:
+    """Defines --step of a command that reads a run's checkpoints."""
+    flags.DEFINE_integer(
+        "step", None, "Which checkpoint (default: the newest).", lower_bound=0
+    )
+
+
+def define_mnist_folders() -> None:
+    """Defines --data_dir and --manual_dir."""
+    define_path(
+        "data_dir", None, "Where MNIST is prepared (default: ~/tensorflow_datasets)."
+    )
+    define_path("manual_dir", None, "Folder with MNIST's four upstream files.")
 
 
 def require(name: str, expected: str) -> None:
