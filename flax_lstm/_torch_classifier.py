@@ -1,5 +1,6 @@
-"""Weights from the study notes' torch classifier and its kin, and back."""
+"""Weights from a torch classifier, a stack and a Linear, and back."""
 
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ from flax_lstm._torch_layout import (
 )
 from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
-# torch's names of the layers beside the stack, and ours. The study notes' classifier
-# has its head under this name, spelt like this.
+# The head of the classifier whose training this project began with, spelt like this.
 _NOTES_HEAD = "classifer"
+# torch's names of the layers beside the stack, and ours.
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -35,20 +36,21 @@ _ATTENTION = {
 
 
 def classifier_params_from_torch(
-    state_dict: Any, head: str = _NOTES_HEAD, stack: str | None = None
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
+    head: str | None = None,
+    stack: str | None = None,
 ) -> dict[str, Any]:
-    """Parameters of a classifier from the study notes' torch classifier.
+    """Parameters of a classifier from one in torch: a stack and a torch.nn.Linear.
 
-    That is a torch.nn.LSTM with a torch.nn.Linear named `classifer` (the notes spell it
-    so). For a `GRUClassifier` or an `RNNClassifier` it has a torch.nn.GRU or a
-    torch.nn.RNN, which the shapes tell as in `params_from_torch`, and with
+    The stack is a torch.nn.LSTM, or for a `GRUClassifier` or an `RNNClassifier` a
+    torch.nn.GRU or torch.nn.RNN, which the shapes tell as in `params_from_torch`. With
     `pooling='attention'` there are two more torch.nn.Linear: `attention`, (D·P, D·P),
     and `query`, from D·P to 1 and without a bias.
 
     Args:
         state_dict: a mapping or the path of a `.safetensors` file, with the keys of
             these modules and no other.
-        head: torch's name of the Linear, such as `'fc'`.
+        head: torch's name of the Linear, such as `'fc'`; None finds it.
         stack: torch's name of the LSTM, GRU or RNN; None finds it.
 
     Returns:
@@ -64,7 +66,7 @@ def classifier_params_from_torch(
         >>> weights = {'rnn.weight_ih_l0': np.ones((16, 3)),
         ...            'rnn.weight_hh_l0': np.ones((16, 4)),
         ...            'fc.weight': np.ones((2, 4)), 'fc.bias': np.ones(2)}
-        >>> params = classifier_params_from_torch(weights, head='fc')
+        >>> params = classifier_params_from_torch(weights)
         >>> sorted(params)
         ['head', 'lstm']
 
@@ -77,6 +79,7 @@ def classifier_params_from_torch(
     prefix = f"{stack}."
     weights = behind(prefix, tensors)
     layout = StackLayout.named_in(weights)
+    head = _only_head(tensors, prefix) if head is None else head
     names = _head_named(head)
     if _ATTENTION.keys() & tensors.keys():
         names |= _ATTENTION
@@ -107,7 +110,7 @@ def classifier_params_from_torch(
 def classifier_params_to_torch(
     params: Mapping[str, Any], head: str = _NOTES_HEAD, stack: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Weights for the study notes' torch classifier; see `params_to_torch`.
+    """Weights for a torch classifier, a stack and a Linear; see `params_to_torch`.
 
     Args:
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
@@ -207,6 +210,24 @@ def _require_head(
             f"head: expected {others.pop()!r}, the name of the Linear in the "
             f"state_dict, got {head!r}"
         )
+
+
+def _only_head(tensors: Collection[str], prefix: str) -> str:
+    """The name of the one Linear beside the stack and the attention."""
+    found = {
+        module
+        for name in tensors
+        if not name.startswith(prefix) and name not in _ATTENTION
+        for module, _, kind in [name.rpartition(".")]
+        if module and kind in ("weight", "bias")
+    }
+    if len(found) != 1:
+        shown = " and ".join(map(repr, sorted(found))) or "none"
+        raise ValueError(
+            f"state_dict: expected one Linear beside the stack {prefix[:-1]!r}, got "
+            f"{shown}; head= names it among others"
+        )
+    return found.pop()
 
 
 def _first_cell(names: Any, separator: str) -> str:

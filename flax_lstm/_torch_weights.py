@@ -1,5 +1,6 @@
 """Weights from torch's recurrent modules and back, without torch."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,9 @@ from flax_lstm._torch_layout import (
 )
 
 
-def params_from_torch(state_dict: Any, prefix: str = "") -> dict[str, Any]:
+def params_from_torch(
+    state_dict: Mapping[str, Any] | str | os.PathLike[str], prefix: str = ""
+) -> dict[str, Any]:
     """Parameters of a stack from the weights of a torch.nn.LSTM, GRU or RNN.
 
     The kind of cell, layers, directions, bias, projection and all sizes are read off

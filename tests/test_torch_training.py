@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from kinds import KINDS
+from torch_classifier import TorchClassifier
 
 from flax_lstm import (
     GRUClassifier,
@@ -29,20 +29,6 @@ STEPS, RATE = 50, 1e-3
 TOLERANCE = 1e-5
 
 CLASSIFIERS = {"lstm": LSTMClassifier, "gru": GRUClassifier, "rnn_tanh": RNNClassifier}
-
-
-class TorchClassifier(torch.nn.Module):
-    def __init__(self, kind, **options):
-        super().__init__()
-        stack = KINDS[kind].build_in_torch(torch, I, H, batch_first=True, **options)
-        self.name = kind.partition("_")[0]
-        self.add_module(self.name, stack)
-        width = H * (2 if options.get("bidirectional") else 1)
-        self.classifer = torch.nn.Linear(width, CLASSES)
-
-    def forward(self, x):
-        out, _ = getattr(self, self.name)(x)
-        return self.classifer(out[:, -1, :])
 
 
 def batches(dtype):
@@ -93,7 +79,7 @@ def train_flax(kind, params, tx, dtype, **options):
 def deviations(make_torch_optimizer, tx, dtype="float64", kind="lstm", **options):
     """The largest differences of the losses and of the weights, after all steps."""
     torch.manual_seed(0)
-    model = TorchClassifier(kind, **options).to(getattr(torch, dtype))
+    model = TorchClassifier(kind, (I, H), **options).to(getattr(torch, dtype))
     with jax.enable_x64(dtype == "float64"):
         start = classifier_params_from_torch(model.state_dict())
         losses, params = train_flax(kind, start, tx, dtype, **options)

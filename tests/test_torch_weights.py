@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from kinds import KINDS
+from torch_classifier import TorchClassifier
 
 from flax_lstm import (
     GRUClassifier,
@@ -440,31 +441,6 @@ def test_parameters_in_a_box_are_read_and_shapes_alone_are_refused():
         params_to_torch(nn.meta.unbox(shapes["params"]))
 
 
-class TorchClassifier(torch.nn.Module):
-    """The study notes' model, with any cell; the attribute is spelt as there."""
-
-    def __init__(self, kind="lstm", num_classes=3, pooling="last", **options):
-        super().__init__()
-        stack = KINDS[kind].build_in_torch(torch, I, H, batch_first=True, **options)
-        self.name = kind.partition("_")[0]
-        self.add_module(self.name, stack)
-        width = options.get("proj_size") or H
-        width *= 2 if options.get("bidirectional") else 1
-        self.pooling = pooling
-        if pooling == "attention":
-            self.attention = torch.nn.Linear(width, width)
-            self.query = torch.nn.Linear(width, 1, bias=False)
-        self.classifer = torch.nn.Linear(width, num_classes)
-
-    def forward(self, x):
-        out, _ = getattr(self, self.name)(x)
-        if self.pooling == "attention":
-            weights = self.query(torch.tanh(self.attention(out))).softmax(dim=1)
-            return self.classifer((weights * out).sum(dim=1))
-        last = out[:, -1, :]
-        return self.classifer(out.mean(dim=1) if self.pooling == "mean" else last)
-
-
 CLASSIFIERS = {
     "lstm": LSTMClassifier,
     "gru": GRUClassifier,
@@ -496,7 +472,7 @@ def batch():
 @pytest.mark.parametrize(("kind", "options"), CLASSIFIER_OPTIONS, ids=str)
 def test_classifier_from_torch_gives_torchs_logits(kind, options):
     torch.manual_seed(0)
-    model = TorchClassifier(kind, **options)
+    model = TorchClassifier(kind, (I, H), **options)
     params = classifier_params_from_torch(model.state_dict())
     with torch.no_grad():
         expected = model(torch.from_numpy(batch()))
@@ -510,7 +486,7 @@ def test_classifier_to_torch_gives_flaxs_logits_and_the_same_bits_back(kind, opt
     variables = ours.init(jax.random.key(0), batch())
     weights = classifier_params_to_torch(variables["params"])
     assert all(w.flags.writeable and w.flags.c_contiguous for w in weights.values())
-    model = TorchClassifier(kind, **options)
+    model = TorchClassifier(kind, (I, H), **options)
     model.load_state_dict(as_tensors(weights), strict=True)
     with torch.no_grad():
         logits = model(torch.from_numpy(batch()))
@@ -544,7 +520,7 @@ def test_classifier_with_lengths_pools_each_rows_own_steps(
     """As torch does for the row alone, cut to its length; a row of none reads zeros."""
     torch.manual_seed(0)
     options = {"num_layers": 2, "bidirectional": bidirectional, "pooling": pooling}
-    model = TorchClassifier(kind, **options)
+    model = TorchClassifier(kind, (I, H), **options)
     ours = classifier(kind, batch_first=batch_first, **options)
     x, lengths = batch(), np.array([2, 0, T])
     padded = np.where(np.arange(T)[:, None] < lengths[:, None, None], x, np.nan)
@@ -562,7 +538,9 @@ def test_classifier_with_lengths_pools_each_rows_own_steps(
 
 
 def good_classifier():
-    return {k: v.numpy() for k, v in TorchClassifier().state_dict().items()}
+    return {
+        k: v.numpy() for k, v in TorchClassifier("lstm", (I, H)).state_dict().items()
+    }
 
 
 WRONG_CLASSIFIERS = {
@@ -570,7 +548,7 @@ WRONG_CLASSIFIERS = {
     "no_lstm_key": ({"lstm.bias_hh_l0": None}, r"missing lstm\.bias_hh_l0$"),
     "other_spelling": (
         {"classifer.bias": None, "classifier.bias": np.ones(3)},
-        r"missing classifer\.bias; unexpected classifier\.bias$",
+        r"expected one Linear .*, got 'classifer' and 'classifier'",
     ),
     "head_width": (
         {"classifer.weight": np.ones((3, 5))},
@@ -579,6 +557,14 @@ WRONG_CLASSIFIERS = {
     "head_bias": (
         {"classifer.bias": np.ones(4)},
         r"classifer\.bias expected \(3,\), got \(4,\)$",
+    ),
+    "two_heads": (
+        {"fc.0.weight": np.ones((6, 6)), "fc.0.bias": np.ones(6)},
+        r"expected one Linear .*, got 'classifer' and 'fc\.0'; head= names it",
+    ),
+    "no_linear": (
+        {"classifer.weight": None, "classifer.bias": None},
+        r"expected one Linear beside the stack 'lstm', got none",
     ),
     "lstm_shape": (
         {"lstm.weight_hh_l0": np.ones((24, 5))},
@@ -617,26 +603,29 @@ def test_wrong_classifier_state_dicts_are_listed(changes, message):
 
 
 def test_a_head_of_another_name_is_read_and_written_by_it():
-    """The study notes' name is spelt as they spell it; few others' are."""
     weights = good_classifier()
     renamed = {k.replace("classifer", "fc"): v for k, v in weights.items()}
+    expected = classifier_params_from_torch(weights)
+    for options in ({}, {"head": "fc"}):
+        params = classifier_params_from_torch(renamed, **options)
+        assert_same_bits(params, expected)
+    assert classifier_params_to_torch(params, head="fc").keys() == renamed.keys()
     message = r"^head: expected 'fc', the name of the Linear .*, got 'classifer'$"
     with pytest.raises(ValueError, match=message):
-        classifier_params_from_torch(renamed)
-    params = classifier_params_from_torch(renamed, head="fc")
-    jax.tree.map(
-        np.testing.assert_array_equal, params, classifier_params_from_torch(weights)
-    )
-    assert classifier_params_to_torch(params, head="fc").keys() == renamed.keys()
-    with pytest.raises(TypeError, match=r"^head: expected a string, got a NoneType"):
-        classifier_params_from_torch(renamed, head=None)
+        classifier_params_from_torch(renamed, head="classifer")
+    spelt = {"classifier.bias": weights.pop("classifer.bias"), **weights}
+    message = r"missing classifer\.bias; unexpected classifier\.bias$"
+    with pytest.raises(ValueError, match=message):
+        classifier_params_from_torch(spelt, head="classifer")
+    with pytest.raises(TypeError, match=r"^head: expected a string, got a int"):
+        classifier_params_from_torch(renamed, head=3)
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 @pytest.mark.parametrize("name", ["rnn", "gru", "net", "encoder.lstm"])
 def test_a_stack_of_another_name_is_read_and_written_by_it(kind, name):
     """The shapes tell which cell it is, as for a stack alone."""
-    weights = TorchClassifier(kind).state_dict()
+    weights = TorchClassifier(kind, (I, H)).state_dict()
     cell = kind.partition("_")[0]
     renamed = {k.replace(f"{cell}.", f"{name}."): v for k, v in weights.items()}
     expected = classifier_params_from_torch(weights)

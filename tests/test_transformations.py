@@ -440,10 +440,3 @@ def test_dropout_with_one_layer_needs_no_key_and_does_nothing():
     x, _, variables = draw(lstm)
     got = lstm.apply(variables, x, deterministic=False)
     jax.tree.map(np.testing.assert_array_equal, got, lstm.apply(variables, x))
-
-
-def test_dropout_without_a_key_says_so():
-    lstm = StackedLSTM(I, H, 2, dropout=0.5)
-    x, _, variables = draw(lstm)
-    with pytest.raises(ValueError, match=r"^rngs: expected a key for dropout=0\.5"):
-        lstm.apply(variables, x, deterministic=False)

@@ -20,11 +20,6 @@ from flax_lstm import LSTMClassifier
 from flax_lstm.native import library
 
 _LEARNING_RATE = 1e-3
-# Every device reads all weights at every step, which few rows don't pay for once they
-# are larger than a core's own cache: 153 ms on one device, 184 on two, for 32 rows of
-# 512 units.
-_LEAST_ROWS_WITH_LARGE_WEIGHTS = 32
-_LARGE_BYTES = 2**20
 
 
 class Ours:
@@ -120,11 +115,8 @@ class Ours:
         return jax.jit(spread, donate_argnums=0)
 
     def _mesh(self, sizes: Sizes) -> Mesh:
-        weight_bytes = 4 * 4 * sizes.hidden * 2 * sizes.hidden  # Of an upper layer.
-        large = weight_bytes > _LARGE_BYTES
-        least = _LEAST_ROWS_WITH_LARGE_WEIGHTS if large else LEAST_ROWS_A_DEVICE
         devices = jax.local_devices()
-        count = min(len(devices), max(1, sizes.batch // least))
+        count = min(len(devices), max(1, sizes.batch // LEAST_ROWS_A_DEVICE))
         while sizes.batch % count:
             count -= 1
         is_native = self._implementation == "auto" and has_native_loops()

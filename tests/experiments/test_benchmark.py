@@ -87,6 +87,25 @@ def test_a_contender_trains_in_chunks(make):
     work()
 
 
+def test_contenders_train_the_same_model_for_as_many_steps():
+    pytest.importorskip("torch", reason="torch is one of the contenders")
+    from experiments.benchmark.torch_lstm import Classifier
+
+    ours = Ours("scan", all_devices=False, steps_a_call=3)
+    flax = FlaxRNN(steps_a_call=3)
+    mesh = ours._mesh(TINY)
+    state = replicated(ours._state(TINY), mesh)
+    after = ours._step(mesh)(state, ours._batch(TINY, mesh))
+    flax_after = flax._step()(flax._state(TINY), *flax._batch(TINY))
+    assert int(after.step) == int(flax_after.step) == 3
+    # Of torch's two biases a gate one is one too many here.
+    second_biases = TINY.layers * 4 * TINY.hidden
+    of_torch = sum(p.numel() for p in Classifier(TINY).parameters())
+    for state in (after, flax_after):
+        sizes = [array.size for array in jax.tree.leaves(state.params)]
+        assert sum(sizes) == of_torch - second_biases
+
+
 @pytest.mark.parametrize(("devices", "sums"), [(1, False), (2, True)])
 def test_a_step_on_one_device_sums_over_none(devices, sums):
     """Which XLA:CPU would do by a copy of all gradients."""
@@ -394,5 +413,5 @@ def test_settings_and_commit_are_recorded(monkeypatch):
     assert environment["commit"]
 
 
-def test_importing_takes_time():
+def test_importing_is_timed_in_a_process_of_its_own():
     assert importing.import_seconds(1) > 0

@@ -187,7 +187,6 @@ FLAG_ERRORS = {
     "learning rate": (["mnist", "--learning_rate=0"], "--learning_rate=0"),
     "dataset": (["mnist", "--dataset=cifar"], "--dataset=cifar"),
     "argument": (["mnist", "digits"], "unexpected argument 'digits'"),
-    "no workdir": (["predict"], "--workdir"),
 }
 
 
