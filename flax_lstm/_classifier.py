@@ -1,13 +1,13 @@
 """Classifiers: a stack, its outputs brought to one vector, and a dense head."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._compiled_once import compiled_once, is_keepable, keepable
@@ -79,7 +79,11 @@ class SequenceClassifier(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, input: Any, *, seq_lengths: Any = None, deterministic: bool = True
+        self,
+        input: "ArrayLike",
+        *,
+        seq_lengths: "ArrayLike | Sequence[int] | None" = None,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Logits of a batch of sequences.
 

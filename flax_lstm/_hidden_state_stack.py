@@ -1,9 +1,10 @@
 """How a stack is called whose cell has no state but h: torch.nn.RNN and GRU."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from jax.typing import ArrayLike
 
 from flax_lstm._stack import RecurrentStack
 
@@ -14,10 +15,10 @@ class HiddenStateStack(RecurrentStack, kw_only=True):
     @nn.compact
     def __call__(
         self,
-        input: Any,
-        hx: Any = None,
+        input: "ArrayLike",
+        hx: "ArrayLike | None" = None,
         *,
-        seq_lengths: Any = None,
+        seq_lengths: "ArrayLike | Sequence[int] | None" = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs the stack over a sequence.

@@ -1,12 +1,12 @@
 """`StackedLSTM`: torch.nn.LSTM as a Flax Linen module."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
@@ -140,10 +140,10 @@ class StackedLSTM(RecurrentStack):
     @nn.compact
     def __call__(
         self,
-        input: Any,
-        hx: Any = None,
+        input: "ArrayLike",
+        hx: "tuple[ArrayLike, ArrayLike] | None" = None,
         *,
-        seq_lengths: Any = None,
+        seq_lengths: "ArrayLike | Sequence[int] | None" = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Runs the stack over a sequence.
