@@ -2,7 +2,7 @@
 
 XLA takes the scratch memory of a program anew at every call. glibc returns blocks of
 many MiB to the system as soon as they are freed, and every page of the next one is
-then a page fault: up to a third of a training step of some 50 ms.
+then a page fault (docs/design.md, "Training and memory").
 """
 
 import ctypes
@@ -16,7 +16,7 @@ LARGE_BYTES = 24 * 2**20
 """From where on keeping pays.
 
 glibc keeps blocks of up to 32 MiB by itself, once it has seen one go. Below that, one
-arena costs more than it gains: its lock is a fifth of a step of 1 row of 32 units.
+arena for all threads, with its lock, costs more than it gains.
 """
 
 

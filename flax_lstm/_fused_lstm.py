@@ -246,8 +246,7 @@ def _elsewhere(x: jax.Array) -> Layout:
 
     On a GPU a step's programs take less time than starting them. XLA compiles one
     product and two to seven others for a step, and counts steps by one more; of steps
-    one after another it joins the others. A training step of the study notes' sizes is
-    899 programs, of eight steps at once 411 (JAX 0.11.2, for an H100, not run).
+    one after another it joins the others.
     """
     known = isinstance(x.shape[0], int)
     return Layout(hoists=True, joins=True, unroll=_UNROLL if known else 1)

@@ -87,8 +87,8 @@ class LSTMCell(nn.OptimizedLSTMCell):
             new_h = self._projection()(new_h)
         return (new_c, new_h), new_h
 
-    # One product for each gate, and not a concatenated one that is split again:
-    # XLA:CPU needs twice the time for the latter.
+    # One product for each gate, and not a concatenated one that is split again, which
+    # is slower on XLA:CPU (docs/design.md).
     @nn.nowrap
     def _from_input(self, gate: str) -> nn.Dense:
         return nn.Dense(

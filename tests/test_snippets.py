@@ -25,8 +25,6 @@ ALONE = ("jax_num_cpu_devices", "load_classifier(")
 GIVEN = {
     "flax_lstm": """
         import flax_lstm, jax, jax.numpy as jnp, torch
-        variables = flax_lstm.StackedLSTM(28, 128, num_layers=2).init(
-            jax.random.key(0), jnp.ones((1, 1, 28)))
         x = torch.ones(4, 9, 28)
         """,
     "Torch weights, both ways": """
