@@ -37,12 +37,13 @@ def can_serve(context: mlir.LoweringRuleContext) -> bool:
     kernel: Any = context.avals_in[1 + NUM_GATES]
     try:
         GPU.register()
-    except ValueError:  # Of which 'native' has warned.
+        most = most_units()
+    except (ValueError, RuntimeError):  # None are compiled, or there is no GPU here.
         return False
     units = kernel.shape[-1]
     steps, batch, _ = x.shape
     numbers = (steps + 1) * batch * NUM_GATES * units
-    return units <= most_units() and numbers <= _MOST_NUMBERS
+    return units <= most and numbers <= _MOST_NUMBERS
 
 
 def most_units() -> int:
@@ -137,6 +138,8 @@ def _gradients_after(d_z, x, *others, options, needs_x):
 
 def _lower_part(context, function, values, avals):
     """The values that `function` gives, and what they are."""
+    # Of this device's part: an explicit mesh of one device has names for its axes.
+    avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
     results = jax.make_jaxpr(function)(*avals).out_avals
     lower = mlir.lower_fun(function, multiple_results=True)
     inner = context.replace(avals_in=avals, avals_out=results)

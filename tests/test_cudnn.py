@@ -223,6 +223,43 @@ def test_reverse_mode_is_a_call_forward_and_one_backward(cudnn, monkeypatch):
     assert seen == [(name, (B, T, I)) for name in ("forward", "forward", "backward")]
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["by_itself", "in_a_program"])
+def test_a_pullback_can_be_called_again(cudnn, compiled):
+    """cuDNN writes to what it keeps for the call backward (on a GPU)."""
+
+    def gradients(lstm, variables, x):
+        value, pullback = jax.vjp(partial(loss, lstm), variables, x)
+        return [pullback(scale * jnp.ones_like(value)) for scale in (1.0, -2.0, 1.0)]
+
+    lstm, x, variables = setting()
+    run = jax.jit(gradients, static_argnums=0) if compiled else gradients
+    first, other, again = run(lstm, variables, x)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    fused, _, _ = setting("fused")
+    assert_same([first, other], run(fused, variables, x)[:2])
+
+
+def test_the_calls_are_told_how_arrays_lie(cudnn):
+    """XLA, which is not told by JAX, gave a transposed input as it lay."""
+    told = {"forward": 5 + 3, "forward_keeping": 5 + 3, "backward": 6 + 3 + 4}
+    sizes = Sizes(I, H, 2, 0.0, False, jax.lax.Precision.HIGHEST)
+    vector = jax.ShapeDtypeStruct((4 * H * (I + H + 2) + 4 * H * (2 * H + 2),), "f4")
+    x, y = (jax.ShapeDtypeStruct((B, T, size), "f4") for size in (I, H))
+    state = jax.ShapeDtypeStruct((2, B, H), "f4")
+    arguments = (x, state, state, vector, jax.ShapeDtypeStruct((B,), "i4"))
+    kept = jax.ShapeDtypeStruct((3 + B * T * H,), "f4")
+    calls = {
+        "forward": (arguments, {}),
+        "forward_keeping": (arguments, {"kept_size": kept.size}),
+        "backward": ((*arguments, y, kept, y, state, state), {}),
+    }
+    for name, (operands, options) in calls.items():
+        call = getattr(_cudnn_primitives, f"_call_{name}")
+        run = partial(call, sizes=sizes, **options)
+        text = str(jax.make_jaxpr(run)(*operands))
+        assert text.count("layout_constraint") == told[name], text
+
+
 def test_weights_as_one_vector_and_back():
     keys = iter(jax.random.split(jax.random.key(0), 6 * 12))
     sizes = Sizes(I, H, 3, 0.0, True, jax.lax.Precision.HIGHEST)
