@@ -109,8 +109,8 @@ def _call_forward_keeping(*arguments, sizes: Sizes, kept_size: int):
 def _call_backward(*operands, sizes: Sizes):
     *known, kept = operands[:_KNOWN]
     gradients = operands[_KNOWN:]
-    known = *_row_major(known), _copied(kept, known, gradients)
-    *of_floats, _ = rnn.lstm_bwd(*sizes, known, _row_major(gradients))
+    residuals = (*_row_major(known), _copied(kept, known, gradients))
+    *of_floats, _ = rnn.lstm_bwd(*sizes, residuals, _row_major(gradients))
     return _row_major(of_floats)
 
 

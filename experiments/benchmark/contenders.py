@@ -27,8 +27,8 @@ KERNEL = "ours, persistent kernel"
 PLAIN = "ours, malloc as it is"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 FLAX_KEPT, TORCH_TUNED = "flax RNN, memory kept", "torch, tuned"
-CHUNK, FLAX_CHUNK, TORCH_CHUNK = (
-    f"{name}, {STEPS_A_CALL} steps a call" for name in (ALL, FLAX, TORCH)
+CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK = (
+    f"{name}, {STEPS_A_CALL} steps a call" for name in (ALL, CUDNN, KERNEL, FLAX, TORCH)
 )
 
 
@@ -106,7 +106,7 @@ def _one_device() -> dict[str, Contender]:
 
 def serves(name: str, sizes: Sizes) -> bool:
     """Whether it is what its name says at this size: the kernel is fused beyond."""
-    return name != KERNEL or sizes.hidden <= most_units()
+    return name not in (KERNEL, KERNEL_CHUNK) or sizes.hidden <= most_units()
 
 
 def in_chunks() -> Contender:
@@ -150,8 +150,10 @@ def alone() -> dict[str, Alone]:
     if has_torch():
         found[TORCH] = Alone(_torch())
         found[TORCH_CHUNK] = Alone(_torch(steps_a_call=STEPS_A_CALL))
-    for name, contender in _on_gpu().items():
-        found[name] = Alone(contender)
+    in_one, in_ten = _on_gpu(), _on_gpu(STEPS_A_CALL)
+    for name, of_ten in ((CUDNN, CUDNN_CHUNK), (KERNEL, KERNEL_CHUNK)):
+        if name in in_one:
+            found |= {name: Alone(in_one[name]), of_ten: Alone(in_ten[name])}
     if not is_on_gpu():
         found[FUSED] = Alone(fused(), keeps_memory=None, claim=a_device_for_each_core)
     if not is_on_gpu() and can_keep():
@@ -176,9 +178,9 @@ def implementations() -> dict[str, str]:
     return found
 
 
-def _on_gpu() -> dict[str, Contender]:
+def _on_gpu(steps_a_call: int = 1) -> dict[str, Contender]:
     return {
-        name: Ours(implementation, all_devices=False)
+        name: Ours(implementation, all_devices=False, steps_a_call=steps_a_call)
         for name, implementation in implementations().items()
         if name != ALL
     }

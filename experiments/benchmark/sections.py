@@ -14,11 +14,13 @@ from experiments.benchmark.contenders import (
     ALL,
     CHUNK,
     CUDNN,
+    CUDNN_CHUNK,
     FLAX,
     FLAX_CHUNK,
     FLAX_KEPT,
     FUSED,
     KERNEL,
+    KERNEL_CHUNK,
     ONE,
     PLAIN,
     SCAN,
@@ -88,7 +90,7 @@ EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
-    names = (CHUNK, CUDNN, KERNEL, FLAX_CHUNK, TORCH_CHUNK)
+    names = (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK)
     yield _alone(TRAINING_ALONE, names, "training", NOTES, seconds)
     names = (ALL, CUDNN, KERNEL, FLAX, TORCH)
     for batch in INFERENCE_BATCHES[:2]:
@@ -105,7 +107,7 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     on_gpu = contenders.is_on_gpu()
     ours = (ALL, ONE, FUSED, CUDNN, KERNEL)
     names = (*ours, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
-    in_chunks = (CHUNK, FLAX_CHUNK, TORCH_CHUNK)
+    in_chunks = (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK)
     processes = 1 if on_gpu else _PROCESSES
     all_names = (*in_chunks, PLAIN, *names)
     yield _alone(TRAINING_ALONE, all_names, "training", NOTES, seconds, processes)
@@ -169,7 +171,8 @@ def _alone(
         if name in entries and contenders.serves(name, sizes)
     }
     units = _units({name: entry.contender for name, entry in entries.items()}, kind)
-    chunks = ((CHUNK, TORCH_CHUNK), (CHUNK, FLAX_CHUNK), (CHUNK, TORCH_TUNED))
+    chunks = [(ours, TORCH_CHUNK) for ours in (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK)]
+    chunks += [(CHUNK, FLAX_CHUNK), (CHUNK, TORCH_TUNED)]
     plain = ((PLAIN, TORCH), (PLAIN, FLAX))
     ratios = (*chunks, *plain, *RATIOS_ALONE, (ONE, FLAX), (ONE, FLAX_KEPT))
     found: list[dict[str, Timing]] = []

@@ -12,11 +12,13 @@ from experiments.benchmark.contenders import (
     ALL,
     CHUNK,
     CUDNN,
+    CUDNN_CHUNK,
     FLAX,
     FLAX_CHUNK,
     FLAX_KEPT,
     FUSED,
     KERNEL,
+    KERNEL_CHUNK,
     PLAIN,
     TORCH,
     TORCH_CHUNK,
@@ -28,7 +30,7 @@ from experiments.benchmark.sizes import NOTES
 
 
 class _Row(NamedTuple):
-    """A comparison, and who has the part of `ALL`, `TORCH` and `FLAX` in the row.
+    """A comparison, and who has the part of `ALL`, `TORCH`, … in the row.
 
     Of `flop` the least time is given, by what the machine does in `limit`.
     """
@@ -40,10 +42,13 @@ class _Row(NamedTuple):
     ours: str = ALL
     torch: str = TORCH
     flax: str = FLAX
+    cudnn: str = CUDNN
+    kernel: str = KERNEL
     limit: str = sections.LARGEST_PRODUCT
 
     def who(self, name: str) -> str:
         parts = {ALL: self.ours, TORCH: self.torch, FLAX: self.flax}
+        parts |= {CUDNN: self.cudnn, KERNEL: self.kernel}
         return parts.get(name, name)
 
 
@@ -131,7 +136,15 @@ _STEP = (sections.TRAINING_ALONE, str(NOTES), _FLOP)
 _ALONE_ROWS = [
     _Row(_STEP_1, *_STEP),
     _Row(_STEP_PLAIN, *_STEP, ours=PLAIN),
-    _Row(_STEP_10, *_STEP, ours=CHUNK, torch=TORCH_CHUNK, flax=FLAX_CHUNK),
+    _Row(
+        _STEP_10,
+        *_STEP,
+        ours=CHUNK,
+        torch=TORCH_CHUNK,
+        flax=FLAX_CHUNK,
+        cudnn=CUDNN_CHUNK,
+        kernel=KERNEL_CHUNK,
+    ),
     _Row(
         "training step, one core each",
         *(sections.TRAINING_ONE_CORE, str(NOTES), _FLOP),
