@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import metrics, processes
 from experiments.data.choose import Choice
-from experiments.errors import RunError
+from experiments.errors import RunError, naming
 from experiments.hyper_parameters import HyperParameters
 from experiments.train_state import TrainState
 from experiments.training import EpochProgress
@@ -80,7 +80,8 @@ def find(workdir: str) -> Found:
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
     # A first save that was cut short leaves nothing to go on from, and lost nothing.
     # Its epoch's row is written before it.
-    epochs = len(metrics.rows(workdir))
+    with naming("--workdir"):
+        epochs = len(metrics.rows(workdir))
     if only_unfinished and len(damaged) <= 1 and epochs <= 1:
         return Found(None, damaged)
     problems = "; ".join(damaged.values())

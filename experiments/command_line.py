@@ -1,5 +1,7 @@
 """Running a command: flags in, one clear line out when something is wrong."""
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -19,7 +21,8 @@ BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
-    program = f"python -m experiments.{_module_name()}"
+    program = _program()
+    _open_closed_streams()
     _end_on_interrupt(program)
     _tell_warnings_once(program)
 
@@ -43,15 +46,37 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.FATAL)
         try:
             main()
+            sys.stdout.flush()
         except RunError as error:
             _fail(program, _one_line(error), error.status)
         except BrokenPipeError:
-            # The reader of a pipe has seen enough (`| head`); Python would complain
-            # once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of a pipe has seen enough (`| head`).
+            _drop_output()
             sys.exit(BROKEN_PIPE_STATUS)
+        except OSError as error:
+            # Of files commands say themselves that their disk is full.
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            _drop_output()
+            _fail(program, f"can't write to stdout: {error.strerror}", RunError.status)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _open_closed_streams() -> None:
+    """What a parent has closed (`2>&-`) is None in Python; libraries write to it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, null)
+            setattr(sys, f"__{name}__", null)
+
+
+def _drop_output() -> None:
+    """What is still to be written to stdout, of which Python would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
 
 
 def _tell_warnings_once(program: str) -> None:
@@ -82,9 +107,10 @@ def _end_on_interrupt(program: str) -> None:
     signal.signal(signal.SIGINT, handle)
 
 
-def _module_name() -> str:
+def _program() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else "?"
+    name = spec.name.removesuffix(".__main__").rpartition(".")[2] if spec else "?"
+    return f"python -m experiments.{name}"
 
 
 def _one_line(error: Exception) -> str:
@@ -93,3 +119,13 @@ def _one_line(error: Exception) -> str:
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
     end(f"{program}: {message}", status)
+
+
+def _is_command() -> bool:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.startswith("experiments.")
+
+
+# Already while the command imports what it needs, which takes seconds.
+if _is_command():
+    _end_on_interrupt(_program())

@@ -14,7 +14,7 @@ define_paths(
     "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
 )
 flags.DEFINE_list("names", None, "A name for each (default: those of the folders).")
-define_path("output", "comparison.png", "The picture to write.")
+define_path("output", "comparison.png", "The PNG to write.")
 require("workdirs", "expected folders of runs of experiments.mnist")
 
 FLAGS = flags.FLAGS
@@ -27,17 +27,22 @@ def main() -> None:
     from experiments.pictures.curves import save_comparison
 
     folders = FLAGS.workdirs
-    names = FLAGS.names or [os.path.basename(os.path.normpath(f)) for f in folders]
-    if not folders:
-        raise RunError("--workdirs: expected at least one folder, got none")
-    if len(names) != len(folders) or len(set(names)) != len(names):
+    if not all(folders) or not folders:
+        raise RunError(
+            f"--workdirs: expected folders with commas between them, got "
+            f"{','.join(folders) or 'none'}"
+        )
+    names = FLAGS.names or [os.path.basename(os.path.abspath(f)) for f in folders]
+    is_named = all(names) and len(set(names)) == len(names) == len(folders)
+    if not is_named:
         raise RunError(
             f"--names: expected {len(folders)} different ones, one for each of "
             f"--workdirs, got {', '.join(names)}"
         )
     runs = {}
     for name, folder in zip(names, folders, strict=True):
-        runs[name] = metrics.rows(folder)
+        with naming("--workdirs"):
+            runs[name] = metrics.rows(folder)
         if not runs[name]:
             raise RunError(
                 f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "

@@ -63,11 +63,15 @@ class HyperParameters:
         return "-".join(parts)
 
     def differences(self, recorded: dict[str, Any]) -> list[str]:
-        """One entry for each flag whose value is not the recorded one."""
+        """One entry for each flag whose value is not the recorded one.
+
+        Recipes that don't fix the number of epochs have none to compare.
+        """
         return [
             f"--{name}: the checkpoint has {recorded.get(name)!r}, this run {value!r}"
             for name, value in dataclasses.asdict(self).items()
             if recorded.get(name) != value
+            and not (name == "num_epochs" and None in (value, recorded.get(name)))
         ]
 
     @property

@@ -50,9 +50,9 @@ class ImageError(ValueError):
 def read_digit(path: str, form: Form) -> np.ndarray:
     """The digit in the PNG or JPEG at `path` as (side, side) uint8, white on black.
 
-    Transparent parts count as white paper. Whether the digit is dark on light or
-    light on dark is read off the picture's rim; shadows are taken off, strokes thinner
-    than `form.pen` thickened.
+    Transparent parts count as white paper, or black under white ink. Whether the digit
+    is dark on light or light on dark is read off the picture's rim; shadows are taken
+    off, strokes thinner than `form.pen` thickened.
 
     Raises:
         RunError: no such file, no PNG or JPEG, too large, or nothing drawn on it.
@@ -124,6 +124,10 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
             return np.asarray(_reduced(_grey(ImageOps.exif_transpose(image))))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"expected at most {_MAX_PIXELS:,} pixels, got more in {name}"
+        ) from error
     except UnidentifiedImageError as error:  # It would name the open file's object.
         raise ImageError(f"expected a PNG or JPEG, got {name}") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damage.
@@ -132,13 +136,22 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
 
 def _grey(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
+        image = _on_paper(image, "black" if _is_even_on_white(image) else "white")
     if image.mode.startswith("I;16"):
         # Pillow cuts 16-bit grey off at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L")
+
+
+def _is_even_on_white(image: Image.Image) -> bool:
+    """Of white ink, which only dark paper shows."""
+    values = np.asarray(_on_paper(image, "white").convert("L"))
+    return bool(values.min() == values.max())
+
+
+def _on_paper(image: Image.Image, color: str) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, color), image)
 
 
 def _reduced(image: Image.Image) -> Image.Image:

@@ -15,16 +15,24 @@ _NUMBERS = (
 
 
 def rows(workdir: str) -> list[dict[str, Any]]:
-    """One row for each finished epoch, the first one first; [] if there are none."""
+    """One row for each finished epoch, the first one first; [] if there are none.
+
+    Raises:
+        RunError: the file can't be read.
+    """
     path = os.path.join(workdir, FILE_NAME)
     sound: list[dict[str, Any]] = []
-    if os.path.isfile(path):
+    try:
         with open(path, "rb") as file:
             for line in file:
                 row = _row(line)
                 if row is None:
                     break  # Cut short by a crash; nothing sound follows it.
                 sound.append(row)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise RunError(f"can't read {path}: {error.strerror}") from error
     return sound
 
 
@@ -46,9 +54,9 @@ class MetricsFile:
 
     def __init__(self, workdir: str, restored_epoch: int):
         self._path = os.path.join(workdir, FILE_NAME)
-        kept = [row for row in rows(workdir) if row["epoch"] <= restored_epoch]
-        lines = "".join(json.dumps(row) + "\n" for row in kept)
         with naming("--workdir"):
+            kept = [row for row in rows(workdir) if row["epoch"] <= restored_epoch]
+            lines = "".join(json.dumps(row) + "\n" for row in kept)
             write_whole({self._path: lines.encode()})
 
     def append(self, row: dict[str, Any]) -> None:

@@ -30,6 +30,10 @@ def _are_of_one_run(address: str | None, *numbers: int | None) -> bool:
     return all((number is not None) == needed for number in numbers)
 
 
+def _is_one_of(index: int | None, number: int | None) -> bool:
+    return index is None or number is None or index < number
+
+
 flags.DEFINE_enum(
     "recipe",
     _DEFAULTS.recipe,
@@ -131,6 +135,11 @@ flags.register_multi_flags_validator(
     ["coordinator_address", "num_processes", "process_index"],
     lambda given: _are_of_one_run(*given.values()),
     "expected all of them, or --coordinator_address=auto alone, or none",
+)
+flags.register_multi_flags_validator(
+    ["num_processes", "process_index"],
+    lambda given: _is_one_of(given["process_index"], given["num_processes"]),
+    "expected a --process_index below --num_processes",
 )
 flags.register_validator(
     "learning_rate",

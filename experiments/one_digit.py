@@ -23,7 +23,7 @@ flags.DEFINE_integer(
 )
 define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
 flags.DEFINE_enum("split", "test", ("train", "test"), "Where --index counts.")
-define_path("output", None, "The picture to write (default: in the workdir).")
+define_path("output", None, "The PNG to write (default: in the workdir).")
 define_mnist_folders()
 
 FLAGS = flags.FLAGS
@@ -39,6 +39,8 @@ def restore() -> "RestoredClassifier":
 
     if FLAGS.image is not None and FLAGS.index is not None:
         raise RunError("--image: expected either --image or --index, got both")
+    if FLAGS.image is not None and FLAGS["split"].present:
+        raise RunError("--split: expected it with --index alone, got it with --image")
     return restored.restore(FLAGS.workdir, FLAGS.step)
 
 

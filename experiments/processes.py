@@ -22,7 +22,7 @@ from experiments.errors import RunError
 
 AUTO = "auto"
 _OF_COLLECTIVES = re.compile("gloo|nccl|coordination service|barrier", re.IGNORECASE)
-_ADDRESS = re.compile(r".+:\d{1,5}")
+_LAST_PORT = 2**16 - 1
 _JOIN_SECONDS = 60
 # A process that is gone is noticed after this, where no collective notices at once.
 _HEARTBEAT_SECONDS = 20
@@ -52,7 +52,7 @@ def join(
         RunError: nothing was found out, or process 0 was not.
     """
     detects = coordinator_address == AUTO
-    if not detects and not _ADDRESS.fullmatch(coordinator_address):
+    if not detects and not _is_address(coordinator_address):
         raise RunError(
             f"--coordinator_address: expected host:port of process 0, or {AUTO}, got "
             f"{coordinator_address!r}"
@@ -68,10 +68,20 @@ def join(
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
+        if detects:
+            raise RunError(
+                f"--coordinator_address: expected a cluster that JAX knows (Slurm, …) "
+                f"with {AUTO}, got none ({error}); give host:port of process 0"
+            ) from error
         raise RunError(
             f"--coordinator_address: {coordinator_address}: joining the other "
             f"processes failed: {error}"
         ) from error
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) <= _LAST_PORT
 
 
 def _silence_cpp() -> None:
@@ -95,8 +105,9 @@ def _report_abort() -> None:
 def _on_abort(number: int) -> None:
     del number
     end(
-        "JAX has ended the run: process 0, or another one, is gone or never came; "
-        "start all of them again to go on from the last checkpoint",
+        "python -m experiments.mnist: JAX has ended the run: process 0, or another "
+        "one, is gone or never came; start all of them again to go on from the last "
+        "checkpoint",
         ProcessLost.status,
     )
 

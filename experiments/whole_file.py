@@ -55,6 +55,7 @@ def require_writable(*paths: str) -> None:
         RunError: a folder can't be made or written, or there is no file at a path but
             something else.
     """
+    _require_files(paths)
     for path in paths:
         folder = os.path.dirname(path) or "."
         try:
@@ -65,11 +66,11 @@ def require_writable(*paths: str) -> None:
             raise RunError(
                 f"expected a path in a writable folder, got {path} ({error.strerror})"
             ) from error
-    _require_files(paths)
 
 
 def _require_files(paths: tuple[str, ...]) -> None:
     for path in paths:
         # A device would be replaced by a file.
-        if os.path.lexists(path) and not os.path.isfile(path):
+        is_other = os.path.lexists(path) and not os.path.isfile(path)
+        if is_other or not os.path.basename(path):
             raise RunError(f"expected the path of a file, old or new, got {path}")

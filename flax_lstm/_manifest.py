@@ -97,13 +97,20 @@ def _recorded(folder: str, step: int) -> dict[str, str]:
 def _files(folder: str, step: int) -> list[str]:
     """Relative to `folder`, with "/"; a link is a file whose content is elsewhere."""
     names = []
-    for parent, folders, files in os.walk(os.path.join(folder, str(step))):
+    top = os.path.join(folder, str(step))
+    for parent, folders, files in os.walk(top, onerror=_raise_unless_gone):
         for name in files + [n for n in folders if os.path.islink(f"{parent}/{n}")]:
             path = os.path.join(parent, name)
             if os.path.islink(path) or not os.path.isfile(path):
                 raise DamagedCheckpointError(f"step {step}: {path} is no plain file")
             names.append(os.path.relpath(path, folder).replace(os.sep, "/"))
     return sorted(names)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """What can't be read is not missing; `os.walk` would pass over it."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _digest(folder: str, name: str) -> str:

@@ -1,5 +1,7 @@
 """MNIST and Fashion-MNIST: prepared once by tensorflow-datasets, read in seconds."""
 
+import contextlib
+import io
 import os
 import pathlib
 import sys
@@ -138,16 +140,24 @@ def _prepare(builder, manual_dir: str | None) -> None:
         force_checksums_validation=True,
         try_download_gcs=False,
     )
+    print(f"Preparing {builder.name} in {builder.data_dir}, once", flush=True)
     try:
-        builder.download_and_prepare(download_config=download_config)
+        # TFDS tells of a download, also where there is none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=download_config)
     except RunError:
         raise
     except NonMatchingChecksumError as error:
         message = str(error).partition("To debug")[0]
-        raise RunError(f"damaged file: {message}") from error
+        raise RunError(
+            f"--manual_dir: a damaged file, or another dataset's (the files of MNIST "
+            f"and Fashion-MNIST have the same names): {message}"
+            if manual_dir is not None
+            else f"--data_dir: a damaged file: {message}"
+        ) from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
         raise RunError(
-            f"{builder.name} could not be prepared in {builder.data_dir}: "
+            f"--data_dir: {builder.name} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -158,8 +168,8 @@ def _read(builder, split: str, share: Share) -> Split:
         examples = source.__getitems__(share.rows(len(source)))
     except Exception as error:  # array_record raises its own kinds for damage.
         raise RunError(
-            f"what is prepared in {builder.data_dir} can't be read ({error}); remove "
-            f"that folder to prepare it again"
+            f"--data_dir: what is prepared in {builder.data_dir} can't be read "
+            f"({error}); remove that folder to prepare it again"
         ) from error
     return Split(
         images=np.stack([example["image"] for example in examples]),

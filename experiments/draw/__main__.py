@@ -33,7 +33,17 @@ FLAGS = flags.FLAGS
 def main() -> None:
     # Behind the flags, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
-    from experiments.draw import app, reader, server
+    from experiments.errors import RunError
+
+    try:
+        from experiments.draw import app, reader, server
+    except ModuleNotFoundError as error:
+        if error.name not in ("flask", "werkzeug"):
+            raise
+        raise RunError(
+            "needs Flask, which can't be imported here; install it by "
+            "`pip install -e '.[draw]'`"
+        ) from error
 
     app.require_host("--host", FLAGS.host)
     for host in FLAGS.allow_host:

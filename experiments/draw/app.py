@@ -65,7 +65,11 @@ def create_app(reader: Reader, hosts: list[str]) -> Flask:
         # Flask's TRUSTED_HOSTS knows no IPv6 addresses.
         host = request.headers.get("Host", "")
         if _name_in(host) not in trusted:
-            abort(400, f"Host: expected one of {', '.join(trusted)}, got {host!r}")
+            abort(
+                400,
+                f"Host: expected one of {', '.join(trusted)}, got {host!r}; "
+                f"--allow_host={_name_in(host)} allows it",
+            )
 
     @app.get("/")
     def page() -> Response:

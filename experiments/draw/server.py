@@ -11,6 +11,8 @@ from werkzeug.serving import make_server
 
 from experiments.errors import RunError
 
+_EVERY_ADDRESS = ("0.0.0.0", "::")
+
 
 def serve(app: Flask, host: str, port: int) -> None:
     """Prints the page's address and answers requests, each in a thread.
@@ -34,6 +36,12 @@ def serve(app: Flask, host: str, port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
         _on_interrupt(server.shutdown)
         print(f"Draw at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+        if host in _EVERY_ADDRESS:
+            print(
+                f"--host={host} listens on every address of this machine; browsers "
+                f"elsewhere need --allow_host with the name or address that they use",
+                flush=True,
+            )
         try:
             server.serve_forever()
         finally:

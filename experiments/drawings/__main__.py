@@ -11,7 +11,7 @@ from experiments.run_flags import define_path, define_step, define_workdir_of_a_
 define_workdir_of_a_run()
 define_step()
 flags.DEFINE_integer("hands", 2, "How many draw every shape.", lower_bound=1)
-define_path("output", None, "A picture of those read wrongly (default: none).")
+define_path("output", None, "A PNG of those read wrongly (default: none).")
 
 FLAGS = flags.FLAGS
 
@@ -23,10 +23,10 @@ def main() -> None:
     from experiments.errors import naming
     from experiments.whole_file import require_writable
 
+    classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     if FLAGS.output is not None:
         with naming("--output"):
             require_writable(FLAGS.output)
-    classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     scored = score.score(classifier, FLAGS.hands)
     print(f"{classifier.description}\n{scored.text()}")
     if FLAGS.output is not None:

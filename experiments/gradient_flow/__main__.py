@@ -9,7 +9,13 @@ from experiments import command_line
 from experiments.run_flags import define_path
 
 flags.DEFINE_bool("quick", False, "10 steps instead of 100, and hardly any training.")
-flags.DEFINE_integer("seed", 0, "Of weights, sequences and training.", lower_bound=0)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Of weights, sequences and training.",
+    lower_bound=0,
+    upper_bound=2**31 - 2,
+)
 define_path(
     "output", "runs/gradient-flow", "Path of the results, less .json and -….png."
 )

@@ -85,11 +85,21 @@ def _draw(axes, lines, quantity, number):
         epochs = [row["epoch"] for row in rows]
         axes.plot(epochs, values, marker="o", ms=2, label=label)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+    axes.xaxis.set_major_locator(whole)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None
     axes.legend(frameon=False, title=title)
+
+
+def _told_apart(limits):
+    """Both, of as many digits as it takes."""
+    for digits in range(2, 7):
+        shown = [float(f"{limit:.{digits}g}") for limit in limits]
+        if shown[0] < shown[1]:
+            break
+    return shown
 
 
 def _tick(axes, values, text, factor=1):
@@ -98,6 +108,6 @@ def _tick(axes, values, text, factor=1):
     limits = axes.get_ylim()
     shown = [value for value in values if limits[0] <= value <= limits[1]]
     if len(shown) < 2:  # One epoch, or a loss that hardly moves.
-        shown = [float(f"{limit:.2g}") for limit in limits]
+        shown = _told_apart(limits)
     axes.set_yticks(shown, [text.format(value * factor) for value in shown])
     axes.yaxis.set_minor_locator(NullLocator())

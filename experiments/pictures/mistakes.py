@@ -10,6 +10,7 @@ _SHOWN = 12
 _COLUMNS = 6
 # Inches, and the part of a column that is free on either side.
 _WIDTH, _TITLE, _ROW, _GAP = 8.6, 0.38, 2.35, 0.05
+_NUMBER_WIDTH = 3.0  # Of a probability as text, in bars.
 
 
 def save_mistakes(answers: Answers, data: Dataset, path: str) -> None:
@@ -60,6 +61,19 @@ def _draw_image(axes, answers, data, index):
     )  # fmt: skip
 
 
+def _number_places(
+    label: int, answer: int, left: float, right: float
+) -> dict[int, float]:
+    """Where the numbers over two bars are centred: apart, and inside of the axes."""
+    low, high = sorted((label, answer))
+    if high - low >= _NUMBER_WIDTH:
+        half = _NUMBER_WIDTH / 2
+        return {low: max(low, left + half), high: min(high, right - half)}
+    middle = (low + high) / 2
+    middle = min(max(middle, left + _NUMBER_WIDTH), right - _NUMBER_WIDTH)
+    return {low: middle - _NUMBER_WIDTH / 2, high: middle + _NUMBER_WIDTH / 2}
+
+
 def _draw_bars(axes, answers, index):
     probabilities = answers.probabilities[index]
     classes = np.arange(len(probabilities))
@@ -67,14 +81,13 @@ def _draw_bars(axes, answers, index):
     label, answer = int(answers.labels[index]), int(answers.answers[index])
     colors[answer], colors[label] = "tab:orange", "tab:blue"
     axes.bar(classes, probabilities, color=colors, width=0.8)
-    # Of neighbours, the lower bar's number keeps away from the higher bar.
-    beside = {1: "left", -1: "right"}.get(label - answer, "center")
-    for c, alignment in ((label, beside), (answer, "center")):
+    edges = -0.7, len(classes) - 0.3
+    for c, place in _number_places(label, answer, *edges).items():
         axes.text(
-            c, probabilities[c], f"{probabilities[c]:.1%}",
-            ha=alignment, va="bottom", fontsize=6.5,
+            place, probabilities[c], f"{probabilities[c]:.1%}",
+            ha="center", va="bottom", fontsize=6.5,
         )  # fmt: skip
-    axes.set(ylim=(0, 1.15), yticks=[], xlim=(-0.7, len(classes) - 0.3))
+    axes.set(ylim=(0, 1.15), yticks=[], xlim=edges)
     axes.set_xticks(classes, [str(c) for c in classes], fontsize=7)
     axes.tick_params(length=0, pad=1)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,6 +1,7 @@
 """Compiles the loops of `implementation='native'` for this machine; see `--help`."""
 
 import argparse
+import os
 import sys
 import time
 
@@ -35,6 +36,14 @@ def main() -> int:
     start = time.perf_counter()
     arguments = parser.parse_args()
     loops = library.GPU if arguments.gpu else library.CPU
+    is_asked_for = arguments.gpu and not arguments.remove
+    if is_asked_for and not (loops.made_for() or os.environ.get("NVCC")):
+        print(
+            "--gpu: expected a machine with an NVIDIA GPU, got one whose driver tells "
+            "of none; or set NVCC to a command line with that GPU's -arch",
+            file=sys.stderr,
+        )
+        return 1
     try:
         if arguments.remove:
             removed = loops.remove()
@@ -45,6 +54,9 @@ def main() -> int:
     except library.BuildError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("python -m flax_lstm.native: interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells report it.
     return 0
 
 
