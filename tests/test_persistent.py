@@ -4,6 +4,7 @@ What this can't show is that a GPU runs it, or how fast.
 """
 
 import ctypes
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -33,7 +34,7 @@ from flax_lstm import (
     _persistent_lstm,
     _reference_primitive,
 )
-from flax_lstm.native import library
+from flax_lstm.native import __main__ as native_command, library
 
 SOURCE = pathlib.Path(__file__).parent / "persistent" / "on_cpu.cc"
 
@@ -251,6 +252,17 @@ def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
     assert library.GPU.compiler_command() == [str(program), "-arch=native"]
     monkeypatch.setenv("PATH", str(program.parent))
     assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
+
+
+def test_kernels_for_no_gpu_are_not_compiled(monkeypatch, capsys):
+    """nvcc would take the oldest there is, and nobody would look for its file."""
+    monkeypatch.setattr(sys, "argv", ["native", "--gpu"])
+    monkeypatch.setattr(library, "GPU", dataclasses.replace(library.GPU, made_for=str))
+    monkeypatch.delenv("NVCC", raising=False)
+    assert native_command.main() == 1
+    assert capsys.readouterr().err.startswith(
+        "--gpu: expected a machine with an NVIDIA"
+    )
 
 
 def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):

@@ -1,10 +1,18 @@
 """What a command answers to what it can't do, in the command line's own words."""
 
-import pytest
-from commands import assert_one_line_error, command
+import os
+import signal
+import subprocess
+import sys
 
+import pytest
+from commands import arguments, assert_one_line_error, command, command_anew
+
+from experiments import metrics
 from experiments.devices import require_rows
 from experiments.errors import RunError, within_memory
+from experiments.hyper_parameters import HyperParameters
+from flax_lstm import _manifest
 
 NEEDED = {
     "compare": "--workdirs=None: expected folders of runs of experiments.mnist",
@@ -61,3 +69,98 @@ def test_a_warning_is_one_line_and_a_checkpoint_is_told_from_its_run(tmp_path):
     assert done.stderr.count("\n") == 1
     done = command("predict", f"--workdir={tmp_path}/15")
     assert_one_line_error(done, f"it is itself that of step 15 in {tmp_path}")
+
+
+def test_ctrl_c_while_a_command_imports_is_one_line():
+    """Which takes seconds, in which Python's own handler may raise within JAX."""
+    line = [sys.executable, "-X", "importtime", *arguments("mnist")[1:], "--help"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        for told in process.stderr:
+            if told.endswith("experiments.command_line\n"):
+                process.send_signal(signal.SIGINT)
+                break
+        errors = process.stderr.read()
+    assert process.returncode == 130
+    assert errors.endswith("python -m experiments.mnist: interrupted\n")
+    assert "Traceback" not in errors
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path):
+    flags = "--num_epochs=1", "--hidden_size=8", "--num_layers=1"
+    workdir = f"--workdir={tmp_path}"
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [*arguments("mnist", "--dataset=digits", workdir, *flags)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    expected = "python -m experiments.mnist: can't write to stdout: No space left on "
+    assert done.stderr == f"{expected}device\n"
+    assert done.returncode == 1
+    # Without stdout and stderr it goes on where it stopped.
+    closed = [*arguments("mnist", "--dataset=digits", workdir, *flags)]
+    closing = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *closed]
+    assert subprocess.run(closing, check=False).returncode == 0
+    assert (tmp_path / "test-0.png").is_file()
+
+
+def test_flask_that_is_missing_is_named(tmp_path):
+    (tmp_path / "flask.py").write_text("raise ModuleNotFoundError(name='flask')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = command_anew("draw", "--workdir=none", env=environment)
+    assert_one_line_error(done, "needs Flask, which can't be imported here")
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / metrics.FILE_NAME).mkdir()
+    message = f"can't read {tmp_path}/{metrics.FILE_NAME}: Is a directory"
+    done = command("compare", f"--workdirs={tmp_path}", f"--output={tmp_path}/a.png")
+    assert_one_line_error(done, f"--workdirs: {message}")
+    done = command("mnist", "--dataset=digits", f"--workdir={tmp_path}")
+    assert_one_line_error(done, f"--workdir: {message}")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "3"
+    folder.mkdir()
+    (folder / "file").write_text("content")
+    _manifest.write_manifest(str(tmp_path), 3)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*3'$"):
+        _manifest.verify(str(tmp_path), 3)
+
+
+def test_a_recipe_without_planned_epochs_has_none_to_differ():
+    notes = HyperParameters.of_recipe("notes", 5, **dict.fromkeys(FROM_RECIPE))
+    fast = HyperParameters.of_recipe("fast", 1, **dict.fromkeys(FROM_RECIPE))
+    differing = [text.partition(":")[0] for text in notes.differences(vars(fast))]
+    assert differing == ["--recipe", "--learning_rate"]
+
+
+FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
+PROCESSES = "--num_processes=2", "--process_index=2"
+
+
+def test_flags_that_contradict_each_other(tmp_path):
+    done = command("mnist", "--coordinator_address=localhost:9876", *PROCESSES)
+    message = "expected a --process_index below --num_processes"
+    assert_one_line_error(done, message, status=2)
+    done = command(
+        "mnist",
+        "--coordinator_address=localhost:99999",
+        *PROCESSES[:1],
+        "--process_index=0",
+    )
+    assert_one_line_error(done, "--coordinator_address: expected host:port of process")
+    image = f"--image={tmp_path}/7.png"
+    done = command("predict", f"--workdir={tmp_path}", image, "--split=train")
+    assert_one_line_error(done, "--split: expected it with --index alone, got it with")

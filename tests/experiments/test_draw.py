@@ -222,6 +222,7 @@ def test_only_own_names_are_answered(reader, host, ok):
     assert response.status_code == (200 if ok else 400)
     if not ok:
         assert response.json["error"].startswith("Host: expected one of 127.0.0.1, ")
+        assert "; --allow_host=" in response.json["error"]
 
 
 @pytest.mark.slow

@@ -71,6 +71,16 @@ def test_transparent_paper_is_white(tmp_path):
     assert abs(digit - expected).mean() < 1
 
 
+def test_transparent_paper_is_black_under_white_ink(tmp_path):
+    """As drawing programs in a dark mode have it."""
+    seven = drawn_seven()
+    alpha = seven.point(lambda value: 255 - value)
+    white = Image.merge("RGBA", [Image.new("L", seven.size, 255)] * 3 + [alpha])
+    digit = read_digit(saved(white, tmp_path), MNIST).astype(int)
+    expected = read_digit(saved(seven, tmp_path, "other.png"), MNIST).astype(int)
+    assert abs(digit - expected).mean() < 1
+
+
 def test_jpeg_is_turned_as_its_exif_says(tmp_path):
     upright = drawn_seven()
     exif = Image.Exif()
@@ -129,6 +139,12 @@ def test_missing_image_is_refused(tmp_path):
 def test_blank_paper_is_refused(tmp_path):
     path = saved(Image.new("L", (30, 30), 255), tmp_path)
     with pytest.raises(RunError, match="even surface"):
+        read_digit(path, MNIST)
+
+
+def test_a_png_that_pillow_takes_for_a_bomb_is_too_large(tmp_path):
+    path = saved(Image.new("1", (20_000, 20_000)), tmp_path)
+    with pytest.raises(RunError, match="expected at most 64,000,000 pixels, got more"):
         read_digit(path, MNIST)
 
 

@@ -119,10 +119,13 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
     done = command_anew("compare", *flags)
     assert done.returncode == 0, done.stderr
     assert min(size_of(path)) > 300
-    for names in ("one", "one,two,two", "one,one"):
+    for names in ("one", "one,two,two", "one,one", ",two"):
         done = command("compare", *flags, f"--names={names}")
         assert_one_line_error(done, "--names: expected 2 different ones")
-    assert_one_line_error(command("compare", "--workdirs="), "--workdirs: expected at")
+    for folders, got in (("", "none"), (f"{workdir},", f"{workdir},")):
+        done = command("compare", f"--workdirs={folders}")
+        message = f"--workdirs: expected folders with commas between them, got {got}"
+        assert_one_line_error(done, message)
     done = command("compare", flags[0], f"--output={tmp_path}/none/comparison.png")
     assert_one_line_error(done, "--output: can't write")
     done = command("compare", f"--workdirs={workdir},{tmp_path}")

@@ -29,6 +29,12 @@ def test_all_of_them_or_none(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
+def test_a_folder_to_be_is_no_file(tmp_path):
+    with pytest.raises(RunError, match=r"^expected the path of a file.*new/$"):
+        require_writable(f"{tmp_path}/new/")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "fifo"])
 def test_what_is_no_file_is_not_replaced(make, tmp_path):
     path = str(tmp_path / "there")
