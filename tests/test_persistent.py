@@ -24,7 +24,7 @@ from beside_fused import (
     value_and_gradients,
 )
 from jax.interpreters import ad
-from jax.sharding import PartitionSpec as Spec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from kinds import trace_layers_anew
 
 from flax_lstm import (
@@ -180,6 +180,24 @@ def test_shard_map_has_the_kernels_on_every_device(on_cpu):
     )
     assert "@flax_lstm_persistent_backward(" in spread.lower(variables, x, hx).as_text()
     assert_close(spread(variables, x, hx), jax.jit(shard)(variables, x, hx))
+
+
+def test_an_explicit_mesh_of_one_device_has_them(on_cpu):
+    kernels, _, (variables, x, hx) = setting(3, 4, 2, 5)
+    gradient = value_and_gradients(kernels)
+    expected = gradient(variables, x, hx)
+    mesh = jax.make_mesh(
+        (1,), ("rows",), (AxisType.Explicit,), devices=jax.devices("cpu")[:1]
+    )
+    with jax.set_mesh(mesh):
+        everywhere = jax.device_put(variables, NamedSharding(mesh, Spec()))
+        rows = jax.device_put((x, hx), NamedSharding(mesh, Spec(None, "rows")))
+        assert (
+            "@flax_lstm_persistent_backward("
+            in gradient.lower(everywhere, *rows).as_text()
+        )
+        got = gradient(everywhere, *rows)
+    assert_close(jax.tree.map(np.asarray, got), expected)
 
 
 def test_auto_does_not_take_them(on_cpu):
