@@ -62,21 +62,14 @@ def test_same_digit_from_another_picture(tmp_path, options):
     assert abs(digit - expected).mean() < 1
 
 
-def test_transparent_paper_is_white(tmp_path):
+@pytest.mark.parametrize("ink", [0, 255], ids=["black", "white"])
+def test_transparent_parts_are_the_paper_of_that_ink(ink, tmp_path):
+    """White ink is what drawing programs in a dark mode have."""
     seven = drawn_seven()
     alpha = seven.point(lambda value: 255 - value)
-    black = Image.merge("RGBA", [Image.new("L", seven.size, 0)] * 3 + [alpha])
-    digit = read_digit(saved(black, tmp_path), MNIST).astype(int)
-    expected = read_digit(saved(seven, tmp_path, "other.png"), MNIST).astype(int)
-    assert abs(digit - expected).mean() < 1
-
-
-def test_transparent_paper_is_black_under_white_ink(tmp_path):
-    """As drawing programs in a dark mode have it."""
-    seven = drawn_seven()
-    alpha = seven.point(lambda value: 255 - value)
-    white = Image.merge("RGBA", [Image.new("L", seven.size, 255)] * 3 + [alpha])
-    digit = read_digit(saved(white, tmp_path), MNIST).astype(int)
+    layers = [Image.new("L", seven.size, ink)] * 3 + [alpha]
+    drawn = saved(Image.merge("RGBA", layers), tmp_path)
+    digit = read_digit(drawn, MNIST).astype(int)
     expected = read_digit(saved(seven, tmp_path, "other.png"), MNIST).astype(int)
     assert abs(digit - expected).mean() < 1
 
