@@ -32,6 +32,7 @@ from flax_lstm._compiled_once import keepable
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import Sizes, join
 from flax_lstm._dtypes import require_float32
+from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import layer_by_layer
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time
@@ -59,6 +60,8 @@ def run_layers_by_cudnn(
     steps, batch, features = _known_shape(inputs)
     require_float32(inputs.dtype, "cudnn")
     _require_gpu()
+    if batch == 0:  # Of which cuDNN has no description.
+        return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
     sizes = Sizes(
         input_size=features,
         hidden_size=first.features,

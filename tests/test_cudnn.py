@@ -81,6 +81,15 @@ def test_empty_rows_beside_others(cudnn, bidirectional):
     assert_same(results(lstm), results(fused))
 
 
+def test_no_rows_at_all(cudnn):
+    lstm, x, variables = setting(bidirectional=True)
+    gradient = jax.value_and_grad(partial(loss, lstm), (0, 1))
+    value, (of_variables, of_x) = gradient(variables, x[:, :0])
+    assert value == 0
+    assert of_x.shape == (T, 0, I)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_variables))
+
+
 def test_dropouts_masks_are_the_other_implementations(cudnn):
     rngs = {"dropout": jax.random.key(1)}
     results = []
