@@ -55,7 +55,7 @@ def load(
                 f"--manual_dir=FOLDER needs no network"
             )
         try:
-            _prepare(builder, manual_dir)
+            _prepare(builder, manual_dir, TITLES[name])
         except RunError:
             builder = _builder(name, data_dir)
             if not builder.is_prepared():  # By another run, which was first.
@@ -127,7 +127,7 @@ def _default_manual_dir(builder) -> str:
     return str(folder / FASHION if builder.name.startswith(FASHION) else folder)
 
 
-def _prepare(builder, manual_dir: str | None) -> None:
+def _prepare(builder, manual_dir: str | None, title: str) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import (
         NonMatchingChecksumError,
@@ -140,7 +140,7 @@ def _prepare(builder, manual_dir: str | None) -> None:
         force_checksums_validation=True,
         try_download_gcs=False,
     )
-    print(f"Preparing {builder.name} in {builder.data_dir}, once", flush=True)
+    print(f"Preparing {title} in {builder.data_dir}, once", flush=True)
     try:
         # TFDS tells of a download, also where there is none.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -157,7 +157,7 @@ def _prepare(builder, manual_dir: str | None) -> None:
         ) from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
         raise RunError(
-            f"--data_dir: {builder.name} could not be prepared in {builder.data_dir}: "
+            f"--data_dir: {title} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
