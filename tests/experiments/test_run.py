@@ -230,11 +230,11 @@ def test_unwritable_workdir(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["benchmark", "drawings", "gradient_flow"])
-def test_unwritable_output_before_the_work(module, tmp_path):
+def test_unwritable_output_before_the_work(module, trained, tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("result", "result.json"):
         (tmp_path / name).mkdir()
-    of_drawings = ["--workdir=none"] if module == "drawings" else []
+    of_drawings = [f"--workdir={trained[0]}"] if module == "drawings" else []
     for output, expected in (
         (f"{tmp_path}/file/result", "--output: expected a path in a writable folder"),
         ("/proc/result", "--output: expected a path in a writable folder"),
