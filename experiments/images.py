@@ -136,22 +136,24 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
 
 def _grey(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        image = _on_paper(image, "black" if _is_even_on_white(image) else "white")
+        return _flattened(image)
     if image.mode.startswith("I;16"):
         # Pillow cuts 16-bit grey off at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L")
 
 
-def _is_even_on_white(image: Image.Image) -> bool:
-    """Of white ink, which only dark paper shows."""
-    values = np.asarray(_on_paper(image, "white").convert("L"))
-    return bool(values.min() == values.max())
+def _flattened(image: Image.Image) -> Image.Image:
+    """On white paper, or on black if the ink is white, which white doesn't show."""
+    on_white = _on_paper(image, "white")
+    values = np.asarray(on_white)
+    return on_white if values.min() < values.max() else _on_paper(image, "black")
 
 
 def _on_paper(image: Image.Image, color: str) -> Image.Image:
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, color), image)
+    paper = Image.new("RGBA", image.size, color)
+    return Image.alpha_composite(paper, image).convert("L")
 
 
 def _reduced(image: Image.Image) -> Image.Image:

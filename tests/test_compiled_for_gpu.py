@@ -25,7 +25,7 @@ if "JAX_SKIP_CUDA_CONSTRAINTS_CHECK" not in os.environ:
 
 T, B, I, H = 28, 100, 28, 128  # noqa: E741
 
-# Without the versions XLA compiles for the oldest CUDA that it knows.
+# As a machine with an H100, CUDA 13 and cuDNN 9.12 would describe itself.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024

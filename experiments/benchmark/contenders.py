@@ -150,10 +150,11 @@ def alone() -> dict[str, Alone]:
     if has_torch():
         found[TORCH] = Alone(_torch())
         found[TORCH_CHUNK] = Alone(_torch(steps_a_call=STEPS_A_CALL))
-    in_one, in_ten = _on_gpu(), _on_gpu(STEPS_A_CALL)
-    for name, of_ten in ((CUDNN, CUDNN_CHUNK), (KERNEL, KERNEL_CHUNK)):
-        if name in in_one:
-            found |= {name: Alone(in_one[name]), of_ten: Alone(in_ten[name])}
+    in_chunks_of = {CUDNN: CUDNN_CHUNK, KERNEL: KERNEL_CHUNK}
+    for name, contender in _on_gpu().items():
+        found[name] = Alone(contender)
+    for name, contender in _on_gpu(STEPS_A_CALL).items():
+        found[in_chunks_of[name]] = Alone(contender)
     if not is_on_gpu():
         found[FUSED] = Alone(fused(), keeps_memory=None, claim=a_device_for_each_core)
     if not is_on_gpu() and can_keep():

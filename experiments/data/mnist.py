@@ -152,7 +152,7 @@ def _prepare(builder, manual_dir: str | None, title: str) -> None:
         raise RunError(
             f"--manual_dir: a damaged file, or another dataset's (the files of MNIST "
             f"and Fashion-MNIST have the same names): {message}"
-            if manual_dir is not None
+            if manual_dir is not None and manual_dir in message  # And not downloaded.
             else f"--data_dir: a damaged file: {message}"
         ) from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
