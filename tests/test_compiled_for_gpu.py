@@ -1,11 +1,13 @@
-"""What XLA's compiler for NVIDIA GPUs makes of cuDNN's calls, with no GPU here.
+"""What XLA's compiler for NVIDIA GPUs makes of both kernels' calls, with no GPU here.
 
 JAX's CUDA plugin compiles for a GPU that is described to it, and needs none; `.ci/run`
-puts the plugin beside the tests. What is compiled is not run.
+puts the plugin beside the tests, and nvcc. What is compiled is not run.
 """
 
 import os
 import re
+import shlex
+import shutil
 from functools import partial
 
 import jax
@@ -14,12 +16,13 @@ import pytest
 from jax.experimental import rnn, topologies
 from kinds import trace_layers_anew
 
-from flax_lstm import StackedLSTM, _cudnn_lstm
+from flax_lstm import StackedLSTM, _cudnn_lstm, _persistent_lstm
+from flax_lstm.native import library
 
 # JAX asks at its first array whether CUDA is whole, and else forgets the plugin.
 if "JAX_SKIP_CUDA_CONSTRAINTS_CHECK" not in os.environ:
     pytest.skip(
-        "needs jax-cuda13-pjrt and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1",
+        "needs jax-cuda13-plugin and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1",
         allow_module_level=True,
     )
 
@@ -55,11 +58,39 @@ platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
+# XLA's names of what is called forward and backward.
+CALLS = {
+    "cudnn": ("cudnn_rnn_ffi", "cudnn_rnn_bwd_ffi"),
+    "native": ("flax_lstm_persistent_forward_keeping", "flax_lstm_persistent_backward"),
+}
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """The persistent kernels, compiled by nvcc for an H100 and known to XLA."""
+    nvcc, *_ = library.GPU.compiler_command()
+    if not shutil.which(nvcc):
+        pytest.skip("needs CUDA's nvcc")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NVCC", f"{shlex.quote(nvcc)} -arch=sm_90")
+        environment.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path_factory.mktemp("loops")))
+        library.GPU.build()
+        assert library.GPU.is_usable()
+        yield
+
+
+@pytest.fixture(params=CALLS)
+def implementation(request):
+    if request.param == "native":
+        request.getfixturevalue("kernels")
+    return request.param
+
 
 @pytest.fixture
 def h100(monkeypatch):
-    """Where to compile for; asked, cuDNN says nothing of its sizes without a GPU."""
+    """Where to compile for; asked without a GPU, neither JAX nor cuDNN knows of it."""
     trace_layers_anew(monkeypatch)
+    monkeypatch.setattr(_persistent_lstm, "most_units", lambda: 128)
     monkeypatch.setattr(_cudnn_lstm, "_require_gpu", lambda: None)
     sizes = "compute_rnn_workspace_reserve_space_sizes"
     monkeypatch.setattr(rnn.gpu_rnn, sizes, lambda *_: (1000, 2000))
@@ -69,17 +100,18 @@ def h100(monkeypatch):
     return jax.sharding.SingleDeviceSharding(described.devices[0])
 
 
-def compiled(function, h100, *arguments):
-    """Of each call of cuDNN's, forward and backward: its results, its operands."""
+def compiled(function, h100, *arguments, **options):
+    """XLA's text of the program."""
     jitted = jax.jit(function, in_shardings=h100, out_shardings=h100)
-    text = jitted.lower(*arguments).compile().as_text()
-    return {
-        name: re.findall(rf"= (\(.*\)) custom-call\((.*?)\), .*\"{target}\"", text)
-        for name, target in (
-            ("forward", "cudnn_rnn_ffi"),
-            ("backward", "cudnn_rnn_bwd_ffi"),
-        )
-    }, text
+    return jitted.lower(*arguments).compile(compiler_options=options).as_text()
+
+
+def calls(implementation, text):
+    """Of each call, forward and backward: its results, its operands."""
+    return [
+        re.findall(rf'= (\(.*\)) custom-call\((.*?)\), .*"{target}"', text)
+        for target in CALLS[implementation]
+    ]
 
 
 def shapes(lstm, batch_first):
@@ -94,23 +126,29 @@ def loss(lstm, variables, x, lengths=None):
 
 @pytest.mark.parametrize("with_lengths", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_arrays_lie_as_cudnn_reads_them(batch_first, with_lengths, h100):
+def test_arrays_lie_as_they_are_read(batch_first, with_lengths, implementation, h100):
+    """Row by row, whatever would suit XLA."""
     lstm = StackedLSTM(
-        *(I, H, 2), batch_first=batch_first, bidirectional=True, implementation="cudnn"
+        *(I, H, 2),
+        batch_first=batch_first,
+        bidirectional=True,
+        implementation=implementation,
     )
     lengths = jax.ShapeDtypeStruct((B,), np.int32) if with_lengths else None
     gradient = jax.value_and_grad(partial(loss, lstm), (0, 1))
-    calls, text = compiled(gradient, h100, *shapes(lstm, batch_first), lengths)
-    assert [len(found) for found in calls.values()] == [1, 1]
-    for ((results, operands),) in calls.values():
+    text = compiled(gradient, h100, *shapes(lstm, batch_first), lengths)
+    # One for the whole stack, or one a layer and direction.
+    number = {"cudnn": 1, "native": 4}[implementation]
+    forward, backward = calls(implementation, text)
+    assert (len(forward), len(backward)) == (number, number)
+    for results, operands in forward + backward:
         names = re.findall(r"%([\w.-]+)", operands)
         defined = [re.search(rf"%{re.escape(n)} = (\S+)", text)[1] for n in names]
-        layouts = re.findall(
-            r"\[\d+,\d+,\d+\]\{([\d,]+)", " ".join([results, *defined])
-        )
-        # x, h_0 and c_0, y, h_n and c_n at least.
+        found = re.findall(r"\[([\d,]+)\]\{([\d,]+)", " ".join([results, *defined]))
+        layouts = [layout for shape, layout in found if "," in shape]
+        # Inputs, h_0 and c_0, y, h_n and c_n at least.
         assert len(layouts) >= 6
-        assert set(layouts) == {"2,1,0"}, (results, defined)
+        assert set(layouts) <= {"2,1,0", "1,0"}, (results, defined)
 
 
 def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(h100):
@@ -120,10 +158,29 @@ def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(h100):
         value, pullback = jax.vjp(partial(loss, lstm), variables, x)
         return pullback(value), pullback(2 * value)
 
-    calls, _ = compiled(twice, h100, *shapes(lstm, batch_first=False))
-    forward, backward = calls["forward"], calls["backward"]
+    text = compiled(twice, h100, *shapes(lstm, batch_first=False))
+    forward, backward = calls("cudnn", text)
     assert (len(forward), len(backward)) == (1, 2)
     operands = [re.findall(r"%[\w.-]+", names) for _, names in backward]
     kept = 8  # Behind three gradients, x, h_0, c_0, weights and y.
     assert operands[0][kept] != operands[1][kept]
     assert operands[0][kept - 1] == operands[1][kept - 1]
+
+
+def test_a_step_by_the_persistent_kernels_is_started_at_once(kernels, h100, tmp_path):
+    """All of it is one of CUDA's graphs, the calls with it."""
+    lstm = StackedLSTM(I, H, 2, implementation="native")
+    gradient = jax.value_and_grad(partial(loss, lstm))
+    arguments = shapes(lstm, batch_first=True)
+    compiled(
+        *(gradient, h100, *arguments),
+        xla_dump_to=str(tmp_path),
+        xla_dump_hlo_as_text=True,
+    )
+    (written,) = tmp_path.glob("*.thunk_sequence_after_thunk_passes.txt")
+    lines = written.read_text("utf-8").splitlines()
+    kinds = [re.match(r"( *)\d+: (k\w+)", line).groups() for line in lines if line]
+    assert [kind for indentation, kind in kinds if not indentation] == [
+        "kCommandBuffer"
+    ]
+    assert sum(kind == "kCustomCall" for _, kind in kinds) == 4
