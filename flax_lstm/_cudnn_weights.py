@@ -38,7 +38,8 @@ def join(cells: Sequence[Weights]) -> jax.Array:
     """One vector of the weights of all cells."""
     kernels, biases = [], []
     for weights in cells:
-        kernels += [kernel.T for kernel in (*weights.x, *weights.h)]
+        # All four gates as one array: each transpose is a kernel launch on a GPU.
+        kernels += [jnp.concatenate(of, axis=-1).T for of in (weights.x, weights.h)]
         none = jnp.zeros_like(weights.h[0][0])
         biases += [*(none,) * len(GATES), *(weights.b or (none,) * len(GATES))]
     return jnp.concatenate([array.ravel() for array in (*kernels, *biases)])

@@ -47,7 +47,8 @@ _CACHED_BYTES = 2**20
 # Up to which a layer's recurrent weights are multiplied at once on a CPU.
 _JOINED_BYTES = 2**18
 _FEW_ROWS = 8
-_UNROLL = 8
+# Steps in a loop's body elsewhere: the first that divides T, else the last.
+_UNROLL = (*range(14, 4, -1), 8)
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -242,14 +243,18 @@ def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
 
 
 def _elsewhere(x: jax.Array) -> Layout:
-    """The layout for other platforms: that of the fewest programs a step.
+    """The layout for other platforms: that of the fewest kernels a step.
 
-    On a GPU a step's programs take less time than starting them. XLA compiles one
-    product and two to seven others for a step, and counts steps by one more; of steps
-    one after another it joins the others.
+    On a GPU a step's kernels take less time than launching them. XLA compiles one
+    product and two to seven others for a step, and counts steps by one more; of an
+    unrolled body it fuses the others. Where the body does not divide T, XLA copies
+    what all steps read to cut it in two.
     """
-    known = isinstance(x.shape[0], int)
-    return Layout(hoists=True, joins=True, unroll=_UNROLL if known else 1)
+    steps = x.shape[0]
+    if not isinstance(steps, int):
+        return Layout(hoists=True, joins=True)
+    unroll = next((n for n in _UNROLL if steps % n == 0), _UNROLL[-1])
+    return Layout(hoists=True, joins=True, unroll=unroll)
 
 
 def shifted(reverse, valid, h_0, y):

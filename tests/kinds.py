@@ -77,7 +77,7 @@ def lay_out_as_elsewhere(monkeypatch, unroll=2):
         chosen.append(default)
         return default(*arguments)
 
-    monkeypatch.setattr(_fused_lstm, "_UNROLL", unroll)
+    monkeypatch.setattr(_fused_lstm, "_UNROLL", (unroll,))
     monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
     return chosen
 

@@ -221,15 +221,20 @@ def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch)
     assert len(chosen) == 4  # Of two directions, forward and backward.
 
 
-def test_other_platforms_loops_have_several_steps_one_after_another():
-    lstm, x, variables = setting(implementation="fused")
+@pytest.mark.parametrize(
+    ("steps", "unrolled"), [(7, 7), (28, 14), (784, 14), (100, 10), (31, 8), (3, 8)]
+)
+def test_other_platforms_loops_have_several_steps_one_after_another(steps, unrolled):
+    """As many as divide the steps, so that none are left over."""
+    lstm, _, variables = setting(implementation="fused")
+    x = jax.ShapeDtypeStruct((steps, B, I), jnp.float32)
 
-    def loss(variables):
+    def loss(variables, x):
         return lstm.apply(variables, x)[0].sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables).jaxpr
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables, x).jaxpr
     conds = [one for one in equations(jaxpr) if one.primitive.name == "cond"]
-    unrolled = [
+    found = [
         [
             loop.params["unroll"]
             for loop in equations(branch.jaxpr)
@@ -238,7 +243,7 @@ def test_other_platforms_loops_have_several_steps_one_after_another():
         for cond in conds
         for branch in cond.params["branches"]
     ]
-    assert [of for of in unrolled if of] == [[1], [8]] * 2
+    assert [of for of in found if of] == [[1], [unrolled]] * 2
 
 
 def test_parameters_in_a_box_are_read():
