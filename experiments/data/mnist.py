@@ -104,7 +104,7 @@ def _builder(name: str, data_dir: str | None):
         from experiments.data.mnist_rows import FashionMnistRows, MnistRows
     except ImportError as error:
         raise RunError(
-            f"{TITLES[name]} needs tensorflow-datasets and array_record (Linux only), "
+            f"{TITLES[name]} needs tensorflow-datasets and array_record, "
             f"and they can't be imported here: {error}; --dataset=digits needs neither"
         ) from error
     builder = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
