@@ -1,8 +1,8 @@
-"""Keeping the memory that is given back, instead of asking the system anew.
+"""Keeping freed memory, instead of asking the system for it anew.
 
-XLA takes the scratch memory of a program anew at every call. glibc returns blocks of
-many MiB to the system as soon as they are freed, and every page of the next one is
-then a page fault (docs/design.md, "Training and memory").
+XLA allocates the scratch memory of a computation anew at every call. glibc returns
+blocks of many MiB to the system as soon as they are freed, and every page of the next
+one is then a page fault (docs/design.md, "Training and memory").
 """
 
 import ctypes
@@ -13,17 +13,17 @@ import platform
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 LARGE_BYTES = 24 * 2**20
-"""From where on keeping pays.
+"""The size from which keeping pays off.
 
-glibc keeps blocks of up to 32 MiB by itself, once it has seen one go. Below that, one
-arena for all threads, with its lock, costs more than it gains.
+glibc keeps blocks of up to 32 MiB by itself, once one has been freed. Below this size,
+one arena for all threads, with its lock, costs more than it gains.
 """
 
 
 def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
     """About how many bytes an LSTM's training step holds at once.
 
-    Of every layer the outputs, gates and cell states of all steps; of one layer at a
+    For every layer the outputs, gates and cell states of all steps; for one layer at a
     time its gates' gradients, what they are multiplied by, and the gradients of its
     outputs. With `remat` it is less.
     """
@@ -32,14 +32,14 @@ def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
 
 
 def keep_if_large(bytes_at_once: int) -> bool:
-    """`keep_freed_memory()` if the process's work holds so much that it gains by it."""
+    """`keep_freed_memory()` if the process holds enough at once to gain by it."""
     return bytes_at_once > LARGE_BYTES and keep_freed_memory()
 
 
 def can_keep() -> bool:
-    """Whether `keep_freed_memory` will tell glibc.
+    """Whether `keep_freed_memory` will configure glibc.
 
-    Another C library is left alone, and so are settings from outside
+    Other C libraries are left alone, and so are settings from the environment
     (`MALLOC_…`, `GLIBC_TUNABLES`).
     """
     set_outside = any(n.startswith(("MALLOC_", "GLIBC_TUNABLES")) for n in os.environ)
@@ -47,13 +47,13 @@ def can_keep() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc so for this process, if it can be told; returns whether it was."""
+    """Makes glibc keep freed memory in this process; returns whether it does."""
     if not can_keep():
         return False
     libc = ctypes.CDLL(None)
     settings = {
-        _M_MMAP_MAX: 0,  # No blocks of their own for large requests,
-        _M_TRIM_THRESHOLD: _NEVER,  # no giving back at the end,
-        _M_ARENA_MAX: 1,  # and no arenas of threads, which hold 64 MiB at most.
+        _M_MMAP_MAX: 0,  # No mmap for large requests,
+        _M_TRIM_THRESHOLD: _NEVER,  # no trimming of the heap's top,
+        _M_ARENA_MAX: 1,  # and no per-thread arenas, which hold 64 MiB at most.
     }
     return all(libc.mallopt(name, value) for name, value in settings.items())

@@ -1,4 +1,4 @@
-"""The answers of a classifier to a whole split, kept one by one."""
+"""The answers of a classifier to a whole split, example by example."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A trained classifier as one compiled function that needs neither code nor flags.
+"""A trained classifier as one exported function that needs neither code nor flags.
 
 The bytes are `jax.export`'s: StableHLO with the parameters inside, in a flatbuffer.
 Nothing in them is Python, and nothing is unpickled to load them.
@@ -27,7 +27,7 @@ class Artifact:
     description: dict[str, Any]
 
     def write(self, path: str) -> None:
-        """The artifact at `path`, its description at `path` with `.json` behind.
+        """Writes the artifact to `path`, its description to `path` plus `.json`.
 
         Raises:
             RunError: one of them can't be written; what was there is left alone.
@@ -37,11 +37,11 @@ class Artifact:
 
 
 def export_classifier(classifier: RestoredClassifier) -> Artifact:
-    """`classifier` as a function of images as they lie in a file.
+    """`classifier` as a function of raw images, as datasets store them.
 
     Its input is uint8 (b, rows, columns) for any number b, its output the logits,
-    float32 (b, num_classes): the division by white is inside, and the order in which
-    pixels are read.
+    float32 (b, num_classes): the division by white and the order in which pixels are
+    read are part of it.
     """
     side, white = choose.side_and_white(classifier.dataset)
     model_input = ModelInput(white, classifier.sequence)

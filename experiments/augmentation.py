@@ -1,4 +1,4 @@
-"""Random changes of the shape of a batch's images, inside the compiled step."""
+"""Random geometric distortions of a batch's images, inside the compiled step."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ _GRID = (5, 5)
 
 @dataclasses.dataclass(frozen=True)
 class Warp:
-    """How far an image is changed; each number is drawn from ± its bound.
+    """Bounds of an image's warp; all but `elastic` are drawn uniformly within ± them.
 
     Attributes:
         shift: of either axis, as a part of the image's height or width.
@@ -33,7 +33,7 @@ class Warp:
 
 
 def warped(warp: Warp, key: jax.Array, rows: jax.Array, images: jax.Array) -> jax.Array:
-    """Images, each changed by numbers of its own, which follow from its row.
+    """Images, each warped by random values of its own, which depend on its row alone.
 
     Like dropout's masks they belong to the example, whichever device computes them.
 

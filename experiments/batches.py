@@ -19,7 +19,7 @@ from experiments.devices import device_index, gathered
 
 
 class DeviceSplit(NamedTuple):
-    """A split on the device: `images` (N, T, I) uint8, `labels` (N,) int32."""
+    """A split on the device: `images` (N, rows, columns) uint8, `labels` (N,) int32."""
 
     images: jax.Array
     labels: jax.Array
@@ -37,8 +37,8 @@ class Batch(NamedTuple):
     """`inputs` float32 in [0, 1], `labels` (B,), `weights` (B,) of 0 or 1.
 
     The inputs are images (B, rows, columns) at first and sequences (B, T, I) where a
-    model reads them. Of a share, B is that of the share, and `rows` (B,) numbers its
-    rows in the batch.
+    model reads them. In a device's share, B is the size of the share, and `rows` (B,)
+    are the numbers of its rows in the whole batch.
     """
 
     inputs: jax.Array

@@ -1,4 +1,4 @@
-"""Writing and restoring the checkpoints of a run; the form is flax_lstm's."""
+"""Writing and restoring the checkpoints of a run; the format is flax_lstm's."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ _ASIDE = "damaged-"
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What a checkpoint says about its run; `epoch` is the last whole one."""
+    """What a checkpoint says about its run; `epoch` is the last complete one."""
 
     dataset: Choice
     hyper_parameters: dict[str, Any]
@@ -46,7 +46,7 @@ class Recorded:
 
     @property
     def position(self) -> str:
-        into = f", {self.progress.steps} steps on" if self.progress else ""
+        into = f" and {self.progress.steps} steps" if self.progress else ""
         return f"epoch {self.epoch}{into}, step {self.step}"
 
 
@@ -59,11 +59,11 @@ class Found:
 
 
 def find(workdir: str) -> Found:
-    """Looks for the newest checkpoint whose every file is what was written.
+    """Looks for the newest checkpoint whose files are all as they were written.
 
     Raises:
-        RunError: there are some, but none is sound; or one can't be read; or there is
-            none of a run of several epochs.
+        RunError: there are some, but none is intact; or one can't be read; or there is
+            none although the run had several epochs.
     """
     if not os.path.isdir(workdir):
         return Found()
@@ -78,15 +78,15 @@ def find(workdir: str) -> Found:
                 only_unfinished &= isinstance(error, UnfinishedCheckpointError)
     except Exception as error:  # Orbax raises many kinds for what is no checkpoint.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
-    # A first save that was cut short leaves nothing to go on from, and lost nothing.
-    # Its epoch's row is written before it.
+    # If the very first save was cut short, there is nothing to continue from, and
+    # nothing was lost. The metrics of its epoch are written before it.
     with naming("--workdir"):
         epochs = len(metrics.rows(workdir))
     if only_unfinished and len(damaged) <= 1 and epochs <= 1:
         return Found(None, damaged)
     problems = "; ".join(damaged.values())
     if not problems:
-        problems = f"there is none, of {epochs} epochs in {metrics.FILE_NAME}"
+        problems = f"there is none, but {epochs} epochs in {metrics.FILE_NAME}"
     raise RunError(
         f"--workdir: no checkpoint in {workdir} is sound ({problems}); give another "
         f"--workdir to begin anew"
@@ -153,9 +153,9 @@ class Checkpoints:
 
         Args:
             state: on any devices.
-            model: whose options are recorded.
-            epoch: the last whole epoch.
-            progress: how far the epoch after it has come, None at its start.
+            model: the one whose options are recorded.
+            epoch: the last complete epoch.
+            progress: how far the next epoch has come, None at its start.
         """
         config = {
             "format_version": FORMAT_VERSION,
@@ -232,17 +232,17 @@ class Checkpoints:
         )
 
     def _require_same_folder(self) -> None:
-        """Orbax would make one that was taken away anew, without what was in it."""
+        """Orbax would recreate a folder that was removed, without its contents."""
         if not os.path.samestat(self._folder, os.stat(self._workdir)):
-            raise FileNotFoundError("the folder is not the one that it was")
+            raise FileNotFoundError("the folder was replaced during the run")
 
     def close(self) -> None:
-        if not self._failed:  # Then Orbax would wait for what can't be finished.
+        if not self._failed:  # After a failure Orbax would wait for ever.
             self._manager.close()
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
-    # Orbax stores arrays, and typed keys are none: their raw words are saved.
+    # Orbax stores arrays, which typed keys are not: their raw words are saved.
     # The item PARAMS holds what is tested, which is not what is trained where the
     # parameters are averaged.
     averaged = state.mean_params is not None

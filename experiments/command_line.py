@@ -29,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv):
         try:
             rest = flags.FLAGS(argv)
-        except SystemExit:  # Of `--help` and its kin, for which absl ends with 1.
+        except SystemExit:  # Of `--help` and the like, for which absl exits with 1.
             sys.exit(0)
         except flags.Error as error:
             _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> None:
             _drop_output()
             sys.exit(BROKEN_PIPE_STATUS)
         except OSError as error:
-            # Of files commands say themselves that their disk is full.
+            # For files, the commands themselves report a full disk.
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
             _drop_output()
@@ -64,7 +64,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _open_closed_streams() -> None:
-    """What a parent has closed (`2>&-`) is None in Python; libraries write to it."""
+    """A stream that a parent closed (`2>&-`) is None in Python; libraries use it."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -73,14 +73,14 @@ def _open_closed_streams() -> None:
 
 
 def _drop_output() -> None:
-    """What is still to be written to stdout, of which Python would complain at exit."""
+    """Drops what stdout still buffers, about which Python would complain at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):
         sys.stdout.flush()
 
 
 def _tell_warnings_once(program: str) -> None:
-    """Each as one line, without the line of source that gave it."""
+    """Prints each warning once, in one line, without the source line that raised it."""
     told = set()
 
     def show(message, *_, **__):
@@ -92,13 +92,13 @@ def _tell_warnings_once(program: str) -> None:
 
 
 def _end_on_interrupt(program: str) -> None:
-    """Ctrl-C ends the process at once, until a run that has what to save asks for it.
+    """Ctrl-C ends the process at once, until a run with something to save handles it.
 
-    Python's own handler raises where the program just is, which may be a callback of
-    JAX's whose errors are dropped: the command would go on.
+    Python's own handler raises wherever the program happens to be, which may be a JAX
+    callback whose errors are dropped: the command would go on.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # Ignored by who started this in the background.
+        return  # Ignored by whoever started this in the background.
 
     def handle(number, frame):
         del number, frame

@@ -13,7 +13,7 @@ from experiments.run_flags import define_path, define_paths, require
 define_paths(
     "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
 )
-flags.DEFINE_list("names", None, "A name for each (default: those of the folders).")
+flags.DEFINE_list("names", None, "A name for each run (default: the folders' names).")
 define_path("output", "comparison.png", "The PNG to write.")
 require("workdirs", "expected folders of runs of experiments.mnist")
 
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import metrics
     from experiments.errors import RunError, naming
     from experiments.pictures.curves import save_comparison

@@ -1,8 +1,8 @@
 """Which devices a run is spread over: one per core, or the accelerators.
 
-By XLA one CPU device runs an LSTM's small products on little more than one core.
-One device per core, each with its share of a batch's rows, is the same program as
-several GPUs.
+With XLA, one CPU device runs an LSTM's small products on little more than one core.
+One device per core, each with its share of a batch's rows, works just like several
+GPUs.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from flax_lstm.native.cores import usable_cores
 ROWS = "rows"
 """Name of the mesh's only axis, over which the rows of a batch are spread."""
 
-# With fewer, the products are too small for what a step costs a device anyhow.
+# With fewer, the products are too small against the fixed cost of a device's step.
 LEAST_ROWS_A_DEVICE = 25
 _FORCED_DEVICES = "xla_force_host_platform_device_count"
 
 
 def require_rows(batch_size: int, num_devices: int | None) -> None:
-    """Each of `num_devices` has a row of a batch.
+    """Checks that each of `num_devices` has a row of a batch.
 
     Raises:
         RunError: there are fewer rows.
@@ -41,13 +41,13 @@ def require_rows(batch_size: int, num_devices: int | None) -> None:
 
 
 def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
-    """Makes one CPU device of every core that this process may use, or `num_devices`.
+    """Makes one CPU device per core that this process may use, or `num_devices`.
 
-    Where an LSTM's loops are native, which use all cores on one device, that is faster
-    than a device for each, and one device is what there is.
+    An LSTM's native loops, if they are compiled, use all cores on one device, which is
+    faster than one device per core; then one device is made.
 
     To be called before the first array is made: the number of CPU devices can't
-    change later. A number that was chosen outside (`XLA_FLAGS`,
+    change later. A number that was set in the environment (`XLA_FLAGS`,
     `JAX_NUM_CPU_DEVICES`) and a backend that already runs are left alone.
     """
     chosen = (
@@ -63,19 +63,19 @@ def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
 
 
 def loops_on_cpu() -> str:
-    """Which loops an LSTM of `implementation='auto'` has on a CPU, for a person."""
+    """Which loops `implementation='auto'` has for an LSTM on a CPU, for the user."""
     if library.CPU.is_usable():
         return "native"
-    return "fused; `python -m flax_lstm.native` compiles faster ones, once a machine"
+    return "fused; `python -m flax_lstm.native` compiles faster ones, once per machine"
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
-    """A mesh of devices over which a batch's rows are spread, the same of each process.
+    """A mesh over which a batch's rows are spread, as many devices of each process.
 
     Args:
         batch_size: rows of a batch.
-        num_devices: how many devices of each process; None is as many as have at
-            least 25 rows each, and at least one.
+        num_devices: how many devices of each process; None for as many as get at least
+            25 rows each, and at least one.
 
     Raises:
         RunError: a process has fewer than `num_devices`.
@@ -83,7 +83,7 @@ def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
     here = len(jax.local_devices())
     if num_devices is not None and num_devices > here:
         raise RunError(
-            f"--num_devices: expected at most {here}, which this process has, got "
+            f"--num_devices: expected at most the {here} that this process has, got "
             f"{num_devices}"
         )
     processes = jax.process_count()
@@ -112,10 +112,10 @@ def _mesh(devices: list[jax.Device]) -> Mesh:
 
 
 def on_every_device(function: Callable[..., Any], mesh: Mesh, in_specs, out_specs):
-    """`function` for each device's share, as `jax.shard_map` over ROWS has it.
+    """`function` on each device's share, by `jax.shard_map` over ROWS.
 
-    On one device it is the function as it stands: a sum over one device would still be
-    a copy of all gradients.
+    On one device it is `function` itself: a sum over one device would still be a copy
+    of all gradients.
     """
     if mesh.size == 1:
         return function
@@ -133,7 +133,7 @@ def sum_of_devices(tree: Any) -> Any:
 
 
 def device_varying(tree: Any) -> Any:
-    """`tree`, of which each device goes on with its own, inside `on_every_device`."""
+    """`tree`, from here on different on each device, inside `on_every_device`."""
     return jax.lax.pcast(tree, ROWS, to="varying") if _is_one_of_several() else tree
 
 
@@ -165,11 +165,11 @@ def _replicated_globally(leaf: Any, everywhere: NamedSharding) -> jax.Array:
 
 
 def gathered(share: np.ndarray, total: int, mesh: Mesh) -> jax.Array:
-    """All rows on every device of `mesh`, of which each process holds a share.
+    """All rows, of which each process holds a share, on every device of `mesh`.
 
     Args:
-        share: this process's rows: of `total`, in as many even blocks as there are
-            processes (the last may be shorter), the block of its index.
+        share: this process's rows: the `total` rows are divided into one block per
+            process, all of equal size (the last may be shorter).
         total: number of rows.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 def masks_by_row(rows: jax.Array) -> AbstractContextManager[None]:
     """While entered, `nn.Dropout` draws each row's mask from a key of that row.
 
-    Flax's own draws one mask for the whole array that it sees: inside a shard_map
-    every device would draw the same one, and another number of devices others.
+    Flax's own draws one mask for the whole array that it sees: inside a shard_map every
+    device would draw the same one, and the masks would depend on the number of devices.
 
     Args:
         rows: (B,) integers, the number of each row in the whole batch; the dropped

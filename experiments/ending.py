@@ -9,11 +9,11 @@ _ending = threading.Lock()
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Prints `message` on stderr and ends the process; of several calls the first."""
+    """Prints `message` on stderr and ends the process; only the first call does."""
     if not _ending.acquire(blocking=False):
         threading.Event().wait()
     # Neither sys.stderr nor sys.exit: after a save that failed, Orbax's threads write
-    # tracebacks to the one, and keep the process at the other.
+    # tracebacks to the former, and keep the process alive at the latter.
     print(message, file=sys.__stderr__, flush=True)
     sys.stdout.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can fix this."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ class RunError(Exception):
 
 @contextlib.contextmanager
 def within_memory(advice: str) -> Iterator[None]:
-    """Around what may want more memory than there is, of which JAX has several words.
+    """For code that may run out of memory, which JAX reports in several ways.
 
     Raises:
-        RunError: it did; what it wanted, and the `advice`.
+        RunError: it did; the message says what was requested, and gives the `advice`.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def within_memory(advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(flag: str) -> Iterator[None]:
-    """Around what `flag` asks for: a RunError in it begins with the flag's name."""
+    """For code that `flag` asks for: a RunError in it begins with the flag's name."""
     try:
         yield
     except RunError as error:

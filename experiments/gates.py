@@ -15,7 +15,7 @@ flags.adopt_module_key_flags(one_digit)  # For `--help`.
 def main() -> None:
     classifier = one_digit.restore()
 
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import reading
     from experiments.pictures.gates import save_gates
 

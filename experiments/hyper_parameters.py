@@ -1,4 +1,4 @@
-"""What fixes a run: recorded in its checkpoints, compared when it continues."""
+"""What determines a run: recorded in its checkpoints, compared when it continues."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from experiments.model_input import ModelInput
 from experiments.recipes import RECIPES, Recipe
 from flax_lstm import CLASSIFIERS, SequenceClassifier
 
-# MNIST's; to be known before there is a dataset.
+# MNIST's; needed before the dataset is loaded.
 _IMAGE_SHAPE = (28, 28)
 _FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
@@ -76,7 +76,7 @@ class HyperParameters:
 
     @property
     def step_bytes(self) -> int:
-        """About how much a training step holds, in one process and without `remat`."""
+        """About how many bytes a training step holds in one process without `remat`."""
         steps, _ = ModelInput(white=1, sequence=self.sequence).shape(*_IMAGE_SHAPE)
         directions = 2 if self.bidirectional else 1
         units = directions * self.hidden_size

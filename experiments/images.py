@@ -14,7 +14,7 @@ from experiments.ink import find_ink, pen_width, thickened
 
 _MAX_PIXELS = 64_000_000
 _LARGE_SIDE = 1024  # Larger pictures are reduced: more says nothing about a digit.
-_MEASURABLE = 2  # In a picture of fewer boxes a pen is too few pixels wide to measure.
+_MEASURABLE = 2  # In a picture of fewer boxes a pen is too narrow to measure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ def read_digit(path: str, form: Form) -> np.ndarray:
     """The digit in the PNG or JPEG at `path` as (side, side) uint8, white on black.
 
     Transparent parts count as white paper, or black under white ink. Whether the digit
-    is dark on light or light on dark is read off the picture's rim; shadows are taken
-    off, strokes thinner than `form.pen` thickened.
+    is dark on light or light on dark is read off the picture's rim; shadows are
+    removed, strokes thinner than `form.pen` thickened.
 
     Raises:
         RunError: no such file, no PNG or JPEG, too large, or nothing drawn on it.
@@ -85,7 +85,7 @@ def to_form(grey: np.ndarray, form: Form, name: str) -> np.ndarray:
     """
     ink = find_ink(grey)
     if ink is None:
-        raise ImageError(f"expected a digit in {name}, got an even surface")
+        raise ImageError(f"expected a digit in {name}, got a uniform picture")
     ink = _cropped(ink)
     if (margin := _missing(ink, form)) > 0:
         ink = _cropped(thickened(ink, margin))
@@ -128,7 +128,7 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
         raise ImageError(
             f"expected at most {_MAX_PIXELS:,} pixels, got more in {name}"
         ) from error
-    except UnidentifiedImageError as error:  # It would name the open file's object.
+    except UnidentifiedImageError as error:  # Its message names the file object.
         raise ImageError(f"expected a PNG or JPEG, got {name}") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damage.
         raise ImageError(f"expected a PNG or JPEG, got {name} ({error})") from error
@@ -138,13 +138,13 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return _flattened(image)
     if image.mode.startswith("I;16"):
-        # Pillow cuts 16-bit grey off at 255 instead of scaling it.
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L")
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """On white paper, or on black if the ink is white, which white doesn't show."""
+    """On white paper, or on black for white ink, which would not show on white."""
     on_white = _on_paper(image, "white")
     values = np.asarray(on_white)
     return on_white if values.min() < values.max() else _on_paper(image, "black")

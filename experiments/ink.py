@@ -11,9 +11,9 @@ from scipy import ndimage
 _WIDEST_WINDOW = 0.4  # Of the longer side: wider than any pen.
 _WINDOW_IN_PENS = 3  # Where strokes cross, they are wider than the pen.
 _LEAST_WINDOW = 5
-_PEAK = 99.8  # Percentile: less of a sheet than a small digit covers.
-_PLATEAU = 1.2  # Less growth than this is none.
-_CLEAR = 0.1  # One way is clear where the other is less than this share of it.
+_PEAK = 99.8  # Percentile: the rest is less than a small digit covers.
+_PLATEAU = 1.2  # Growth by less than this factor counts as none.
+_CLEAR = 0.1  # Dark or light is clear if the other is less than this share of it.
 _GRAINY_SIDE = 200  # Pixels; smaller pictures have no camera's noise.
 _LEAST_CONTRAST = 16  # Of 255; less than that is paper and noise.
 _EDGE = 0.1  # A pixel belongs to the digit from this share of full ink on.
@@ -73,9 +73,9 @@ def otsu(values: np.ndarray) -> float:
 
 
 def _is_dark(grey: np.ndarray) -> bool:
-    """Whether the picture goes farther below its rim than above it.
+    """Whether the picture's greys go farther below those of its rim than above them.
 
-    Where it goes both ways, the light is uneven: then pens are what is narrow.
+    If they go both ways, the lighting is uneven: then the ink is what is narrower.
     """
     rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     lowest, highest = np.percentile(rim, (5, 95))
@@ -89,7 +89,7 @@ def _is_dark(grey: np.ndarray) -> bool:
 
 
 def _first_window(grey: np.ndarray, dark: bool) -> int:
-    """Some wider than the pen: one that shows hardly less than one of half its width.
+    """A window somewhat wider than the pen: one that shows hardly more than half of it.
 
     The widest shows shadows, too, and they may be darker than ink.
     """

@@ -12,7 +12,7 @@ _FILE_NAME = ".lock"
 
 @contextlib.contextmanager
 def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
-    """Makes the folder if need be, and holds it against other runs.
+    """Creates the folder if need be, and locks out other runs.
 
     Of the processes of one run only the first `locks` it.
 

@@ -46,7 +46,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class MetricsFile:
-    """Appends rows; on opening it forgets those beyond the restored epoch.
+    """Appends rows; opening it drops those after the restored epoch.
 
     A row is written before its epoch's checkpoint, so a run that was stopped in
     between has a row too many, and never one too few.

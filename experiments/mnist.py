@@ -38,14 +38,14 @@ flags.DEFINE_enum(
     "recipe",
     _DEFAULTS.recipe,
     list(RECIPES),
-    "notes: the study notes' own; fast: their accuracy within a few epochs; best: the "
-    "highest.",
+    "notes: as in the study notes; fast: their accuracy in a few epochs; best: the "
+    "highest accuracy.",
 )
 flags.DEFINE_enum(
     "sequence",
     _DEFAULTS.sequence,
     SEQUENCES,
-    "What a step reads: a row, a pixel, or a pixel in a fixed drawn order.",
+    "What a step reads: a row, a pixel, or a pixel in a fixed random order.",
 )
 flags.DEFINE_enum(
     "cell", _DEFAULTS.cell, list(CLASSIFIERS), "Kind of recurrent layer; rnn uses tanh."
@@ -54,11 +54,11 @@ flags.DEFINE_enum(
     "pooling",
     _DEFAULTS.pooling,
     POOLINGS,
-    "What of the outputs is classified: the last, their mean, or one that the model "
-    "weighs.",
+    "How the outputs become the vector that is classified: the last one, their mean, "
+    "or a mean weighted by learned attention.",
 )
 flags.DEFINE_integer(
-    "hidden_size", _DEFAULTS.hidden_size, "Units of a layer.", lower_bound=1
+    "hidden_size", _DEFAULTS.hidden_size, "Units per layer.", lower_bound=1
 )
 flags.DEFINE_integer(
     "num_layers", _DEFAULTS.num_layers, "Layers of the stack.", lower_bound=1
@@ -69,26 +69,26 @@ flags.DEFINE_bool(
 flags.DEFINE_float(
     "dropout",
     None,
-    "Probability that an element of a layer's output (but the last's) is zeroed "
+    "Probability that an element of the output of any layer but the last is zeroed "
     f"{_of_recipes('dropout')}.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "batch_size", None, f"Examples a step {_of_recipes('batch_size')}.", lower_bound=1
+    "batch_size", None, f"Examples per step {_of_recipes('batch_size')}.", lower_bound=1
 )
 flags.DEFINE_float(
     "learning_rate",
     None,
-    f"Adam's step size, its largest where it changes {_of_recipes('learning_rate')}.",
+    f"Adam's learning rate, its peak if scheduled {_of_recipes('learning_rate')}.",
 )
 flags.DEFINE_integer(
-    "num_epochs", None, f"Epochs in all {_of_recipes('num_epochs')}.", lower_bound=1
+    "num_epochs", None, f"Total epochs {_of_recipes('num_epochs')}.", lower_bound=1
 )
 flags.DEFINE_integer(
     "seed",
     _DEFAULTS.seed,
-    "Weights, order of the examples, and what is random in a step follow from it.",
+    "Seed of the initial weights, the order of examples, and all randomness in a step.",
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
@@ -97,7 +97,7 @@ flags.DEFINE_enum(
     "auto",
     choose.CHOICES,
     "mnist, fashion_mnist: the real one, or an error; digits: the embedded 8x8 digits; "
-    "auto: MNIST if it can be had within seconds, else digits, said aloud.",
+    "auto: MNIST if it is available within seconds, else digits, with a notice.",
 )
 flags.DEFINE_bool(
     "validate",
@@ -111,23 +111,23 @@ define_path(
 flags.DEFINE_integer(
     "num_devices",
     None,
-    "Devices that share a batch (default: all that have at least 25 rows of it; of a "
-    "CPU one for each core, or one whose native loops use all).",
+    "Devices that share a batch (default: as many as get at least 25 rows of it each; "
+    "on a CPU one per core, or a single one if the native loops are compiled).",
     lower_bound=1,
 )
 flags.DEFINE_string(
     "coordinator_address",
     None,
     "host:port of process 0 of a run of several processes, all started with the same "
-    "flags on one file system; auto: what JAX finds out in a cluster (Slurm, …).",
+    "flags on one file system; auto: as JAX detects it in a cluster (Slurm, …).",
 )
 flags.DEFINE_integer(
-    "num_processes", None, "How many processes, not with auto.", lower_bound=1
+    "num_processes", None, "Number of processes; not with auto.", lower_bound=1
 )
 flags.DEFINE_integer(
-    "process_index", None, "Which one this is, not with auto.", lower_bound=0
+    "process_index", None, "Index of this process; not with auto.", lower_bound=0
 )
-# A number that is none is within any bounds, for absl.
+# For absl, NaN is within any bounds.
 flags.register_validator(
     "dropout", lambda value: value is None or value == value, "expected a number"
 )
@@ -151,7 +151,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import processes, run
 
     if FLAGS.coordinator_address is not None:

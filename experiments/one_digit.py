@@ -12,17 +12,17 @@ from experiments.run_flags import (
     define_workdir_of_a_run,
 )
 
-if TYPE_CHECKING:  # Slow to import: behind the flags, so that `--help` answers at once.
+if TYPE_CHECKING:  # Slow to import: done later, so that `--help` answers at once.
     from experiments.prediction import Prediction
     from experiments.restored import RestoredClassifier
 
 define_workdir_of_a_run()
 define_step()
 flags.DEFINE_integer(
-    "index", None, "Number of an example of the dataset (default: 0).", lower_bound=0
+    "index", None, "Index of an example in the dataset (default: 0).", lower_bound=0
 )
 define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
-flags.DEFINE_enum("split", "test", ("train", "test"), "Where --index counts.")
+flags.DEFINE_enum("split", "test", ("train", "test"), "Split that --index refers to.")
 define_path("output", None, "The PNG to write (default: in the workdir).")
 define_mnist_folders()
 

@@ -1,6 +1,6 @@
 """Several processes as one run: joining, agreeing, and noticing that one is gone.
 
-With one process everything here is free, and says what that process says.
+With a single process everything here costs nothing, and returns that process's values.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def join(
         index: which one this is, from 0; not with `auto`.
 
     From here on, an abort ends this process with one line and `ProcessLost.status`:
-    so JAX's threads do when process 0 is gone, or others do not come in a minute.
+    JAX's threads abort when process 0 is gone, or others do not join within a minute.
 
     Raises:
-        RunError: nothing was found out, or process 0 was not.
+        RunError: no cluster was detected, or process 0 was not found.
     """
     detects = coordinator_address == AUTO
     if not detects and not _is_address(coordinator_address):
@@ -93,7 +93,7 @@ def _silence_cpp() -> None:
 
 
 def _report_abort() -> None:
-    """Has an abort by C++ say what it most likely is, and not dump its stack."""
+    """Makes an abort in C++ say what it most likely is, instead of dumping a stack."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
@@ -106,7 +106,7 @@ def _on_abort(number: int) -> None:
     del number
     end(
         "python -m experiments.mnist: JAX has ended the run: process 0, or another "
-        "one, is gone or never came; start all of them again to go on from the last "
+        "one, is gone or never came; start all processes again to go on from the last "
         "checkpoint",
         ProcessLost.status,
     )
@@ -150,7 +150,7 @@ def require_same(what: str, value: object) -> None:
     if len(set(multihost_utils.process_allgather(ours).tolist())) > 1:
         raise RunError(
             f"{what}: expected the same in all processes, got {value} in process "
-            f"{jax.process_index()} and another in others"
+            f"{jax.process_index()} and something else in others"
         )
 
 
@@ -175,7 +175,7 @@ def require_shared(folder: str) -> None:
         raise RunError(
             f"--workdir: expected one folder that all processes see, got {folder} in "
             f"process {jax.process_index()}, and process {int(np.argmin(seen))} does "
-            f"not see what process 0 writes in its own"
+            f"not see what process 0 writes there"
         )
 
 
@@ -208,11 +208,11 @@ def require_all_there(error: Exception) -> None:
     """To be called with what was caught.
 
     Raises:
-        ProcessLost: `error` is that of a collective, of a run of several processes.
+        ProcessLost: `error` comes from a collective of a run of several processes.
     """
     # Some come through Orbax as other classes; what they say is C++'s.
     if jax.process_count() > 1 and _OF_COLLECTIVES.search(str(error)):
         raise ProcessLost(
-            f"another process of the run is gone; start all of them again to go on "
+            f"another process of the run is gone; start all processes again to go on "
             f"from the last checkpoint ({str(error).splitlines()[0]})"
         ) from error

@@ -48,11 +48,11 @@ class Reading:
 
 
 def require_rows_and_lstm(classifier: RestoredClassifier) -> None:
-    """Raises a RunError if the model has no such gates, or a step is no row."""
+    """Raises a RunError if the model has no such gates, or its steps are not rows."""
     if classifier.sequence != "rows":
         raise RunError(
-            f"--workdir: expected a run with --sequence=rows, whose rows are looked "
-            f"at, got {classifier.sequence}"
+            f"--workdir: expected a run with --sequence=rows, whose rows are shown, "
+            f"got {classifier.sequence}"
         )
     _require_lstm(classifier.model)
 
@@ -60,7 +60,7 @@ def require_rows_and_lstm(classifier: RestoredClassifier) -> None:
 def _require_lstm(model: Any) -> None:
     if not isinstance(model, LSTMClassifier):
         raise RunError(
-            f"--workdir: expected a run of an LSTM, whose gates are looked at, got a "
+            f"--workdir: expected a run of an LSTM, whose gates are shown, got a "
             f"{type(model).__name__}"
         )
 

@@ -1,7 +1,7 @@
 """Ways of training: what `--recipe` stands for.
 
-`notes` is the study notes' own and the default. The others were chosen by the last
-10,000 of MNIST's training examples (`--validate`), never by its test set.
+`notes` is the study notes' own and the default. The others were chosen on the last
+10,000 of MNIST's training examples (`--validate`), never on its test set.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _WARM_UP = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All but the model.
+    """Everything about training but the model.
 
     Attributes:
         num_epochs: epochs in all; where the step size follows a schedule, a run of
@@ -26,8 +26,8 @@ class Recipe:
         one_cycle: whether the step size rises and falls (Smith & Topin 2017,
             https://arxiv.org/abs/1708.07120).
         clip_norm: largest norm of a step's gradient, or None.
-        average_decay: of the exponential mean of the weights that is tested and
-            saved for predicting; None tests the weights themselves.
+        average_decay: decay of the exponential moving average of the weights that is
+            tested and saved for predicting; None to test the weights themselves.
         warp: random changes of the training images, or None.
     """
 

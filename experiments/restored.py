@@ -50,10 +50,10 @@ class RestoredClassifier:
 
     @property
     def form(self) -> Form:
-        """What an image is brought to for this model.
+        """The form that an image is brought to for this model.
 
         Raises:
-            RunError: it was trained on something else than digits.
+            RunError: the model was trained on something other than digits.
         """
         if self.dataset not in FORMS:
             raise RunError(
@@ -96,7 +96,7 @@ class RestoredClassifier:
 def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     """The classifier of `workdir`'s newest checkpoint, or of that of `step`.
 
-    Where a run is under way there, it waits for a save that is, for some seconds.
+    If a run is under way there, waits up to some seconds for a save in progress.
 
     Raises:
         RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
@@ -112,7 +112,7 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
 
 
 class _OfASave(RunError):
-    """What is also found in the middle of a save, or of removing an old checkpoint."""
+    """An error that also occurs while a checkpoint is saved, or an old one removed."""
 
 
 def _restore(workdir: str, step: int | None) -> RestoredClassifier:
@@ -139,14 +139,14 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
         ):
             flag = {"path": "--workdir", "step": "--step"}[error.argument]
             raise RunError(f"{flag}: {error.reason}") from error
-        # Of a folder that was there when it was looked for.
+        # In a folder that was there when it was looked up.
         raise _OfASave(f"--workdir: {workdir} can't be read: {error}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
 
 
 def _advice(workdir: str) -> str:
-    """What to do where a checkpoint is damaged; nothing else is taken unasked."""
+    """What to do where a checkpoint is damaged; no other one is used unasked."""
     with contextlib.suppress(FileNotFoundError):  # A run removes old ones.
         for step in reversed(checkpoint_steps(workdir)):
             with contextlib.suppress(DamagedCheckpointError):

@@ -58,7 +58,7 @@ def train_and_test(
     system. Each reads its share of the examples.
 
     Raises:
-        RunError: whatever the user can mend, in one line; `Stopped` is one.
+        RunError: whatever the user can fix, in one line; `Stopped` is one.
     """
     keep_if_large(parameters.step_bytes)
     require_rows(parameters.batch_size, num_devices)
@@ -90,7 +90,7 @@ def train_and_test(
         with StopRequest() as stop, within_memory(smaller):
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
             if processes.agree(0, stop.number)[1]:
-                raise Stopped("all is trained; the same command tests it", stop.by)
+                raise Stopped("training is done; the same command tests it", stop.by)
         if processes.is_first():
             whole = choose.load(
                 choice.name, data_dir, manual_dir, validate=parameters.validate
@@ -244,7 +244,7 @@ def _not_finite(workdir: str, where: str) -> RunError:
 
 
 def _stopped(stop: StopRequest, where: str) -> Stopped:
-    return Stopped(f"saved {where}; the same command goes on from there", stop.by)
+    return Stopped(f"saved {where}; the same command continues from there", stop.by)
 
 
 def _row(epoch, state, train, tested, start) -> dict:

@@ -1,7 +1,7 @@
 """Flags that several commands have, and flags with paths.
 
 A leading `~` of a path is the home directory: a shell replaces it at the beginning of
-a word only, not behind `--workdir=`.
+a word only, not after `--workdir=`.
 """
 
 import os
@@ -30,14 +30,14 @@ def define_path(name: str, default: str | None, help: str) -> None:
 
 
 def define_paths(name: str, default: list[str] | None, help: str) -> None:
-    """Defines a flag with several, with commas between them."""
+    """Defines a flag with several paths, with commas between them."""
     flags.DEFINE(
         _PathsParser(), name, default, help, serializer=flags.CsvListSerializer(",")
     )
 
 
 def define_workdir_of_a_run() -> None:
-    """Defines --workdir of a command that reads what a run has left; it is needed."""
+    """Defines --workdir, required, for a command that reads what a run has left."""
     folder = "folder of a run of experiments.mnist"
     define_path("workdir", None, f"The {folder} (required).")
     require("workdir", f"expected the {folder}")

@@ -28,7 +28,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in _SIGNALS:
-            # Ignored is what who started this in the background wants of Ctrl-C.
+            # If ignored, whoever started this in the background wants that of Ctrl-C.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -39,17 +39,17 @@ class StopRequest:
 
     @property
     def number(self) -> int:
-        """The signal's, or 0 while there was none."""
+        """The signal's number, or 0 if there was none."""
         return 0 if self.by is None else int(self.by)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.by is not None:
-            # Not `print`, which a signal may have found in the middle of one.
-            os.write(2, b"ended at once; what was saved before is whole\n")
+            # Not `print`, in the middle of which the signal may have come.
+            os.write(2, b"ended at once; what was saved before is intact\n")
             os._exit(_status(signal.Signals(number)))
         self.by = signal.Signals(number)
-        os.write(2, b"stopping after the steps under way; once more ends at once\n")
+        os.write(2, b"stopping after the steps under way; another signal ends now\n")
 
 
 def _status(number: signal.Signals) -> int:

@@ -12,11 +12,11 @@ from flax_lstm import SequenceClassifier, scale_by_torch_biases
 
 
 class TrainState(train_state.TrainState):
-    """Flax's TrainState, the keys that everything random follows from, and a mean.
+    """Flax's TrainState, the keys of all randomness, and a mean of the parameters.
 
-    `mean_params` is the exponential mean of the parameters, None without one. Its
-    memory is 1 / (1 - `average_decay`) steps, but never more than a tenth of those
-    done.
+    `mean_params` is the exponential moving average of the parameters, None without one.
+    It averages over 1 / (1 - `average_decay`) steps, but never over more than about a
+    tenth of those done.
     """
 
     shuffle_key: jax.Array
@@ -43,9 +43,9 @@ class TrainState(train_state.TrainState):
 def optimizer(
     step_size: float | optax.Schedule, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Adam, with torch's two biases made up for.
+    """Adam, with compensation for torch's two biases.
 
-    It stays on torch's trajectory without `clip_norm` only: the norm that torch clips
+    It follows torch's trajectory only without `clip_norm`: the norm that torch clips
     counts each bias's gradient twice.
     """
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
@@ -62,7 +62,7 @@ def create_state(
     """A fresh state on one device; `shape` (T, I) of one example."""
     key = jax.random.key(seed)
     init_key, shuffle_key, dropout_key, warp_key = jax.random.split(key, 4)
-    # Lazily: no program is compiled whose results nobody reads.
+    # Lazily, so that nothing is compiled whose results are not used.
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     params = model.lazy_init(init_key, example)["params"]
     return TrainState.create(
@@ -72,7 +72,7 @@ def create_state(
         shuffle_key=shuffle_key,
         dropout_key=dropout_key,
         warp_key=warp_key,
-        # A copy: a step's buffers are donated, each of them once.
+        # A copy, since a step donates its buffers, which works only once for each.
         mean_params=None if average_decay is None else jax.tree.map(jnp.copy, params),
         average_decay=average_decay,
     )

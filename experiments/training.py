@@ -1,8 +1,8 @@
 """Training: a compiled step over a TrainState, run in chunks of steps.
 
-The examples stay on the devices as uint8. One compiled program runs any number of
-steps of an epoch, so the host only decides how many: few enough that a progress
-bar moves and a signal is heard about twice a second, or all, where they take less.
+The examples stay on the devices as uint8. One compiled function runs any number of
+steps of an epoch, so the host only decides how many: few enough that a progress bar
+moves and a signal is noticed about twice a second, or all if they take less time.
 Each device computes its share of a batch's rows; the gradients are summed over the
 devices, so that all hold the same parameters.
 """
@@ -49,9 +49,9 @@ _CHUNK_SECONDS = 0.5
 class EpochProgress:
     """How far an epoch has come: `steps` done, and what each device counted in them.
 
-    Each device's own sums are kept, so that a run stopped here goes on to the same
-    last bit. `totals` holds NumPy arrays (devices,). `next_chunk` is how many steps the
-    next program is to run; results don't depend on it.
+    Each device's own sums are kept, so that a run stopped here continues to the same
+    result, bit for bit. `totals` holds NumPy arrays (devices,). `next_chunk` is how
+    many steps the next call is to run; results don't depend on it.
     """
 
     steps: int
@@ -69,7 +69,7 @@ class EpochProgress:
         return cls(record["steps"], Totals(**sums))
 
     def for_devices(self, count: int) -> Totals:
-        """The sums on so many devices: all on the first if there were others."""
+        """The sums for `count` devices; all on the first if the number has changed."""
         if len(self.totals.loss) == count:
             return self.totals
         return Totals(*(np.pad([s.sum()], (0, count - 1)) for s in self.totals))
@@ -80,7 +80,7 @@ class EpochProgress:
 
 
 class NotFiniteError(Exception):
-    """The loss became infinite or no number; `step` (from 1) of its epoch."""
+    """The loss became infinite or NaN, in `step` (from 1) of its epoch."""
 
     def __init__(self, step: int):
         super().__init__(f"the loss is not finite in step {step}")
@@ -113,12 +113,12 @@ class Epochs(flax.struct.PyTreeNode):
         progress: EpochProgress,
         on_chunk: Callable[[int], int] = lambda steps: 0,
     ) -> tuple[TrainState, EpochProgress]:
-        """Goes on with one epoch over a fresh permutation of the examples.
+        """Continues one epoch over a fresh permutation of the examples.
 
         Args:
             state: its buffers are donated.
             epoch: number of the epoch, which the permutation follows from.
-            progress: where to go on, `start()` for a whole epoch.
+            progress: where to continue, `start()` for a whole epoch.
             on_chunk: called after every chunk with its number of steps; the epoch is
                 left there, in all processes, if it answers other than 0.
 
@@ -147,11 +147,11 @@ class Epochs(flax.struct.PyTreeNode):
                 raise NotFiniteError(done + sound_steps + 1)
             step_seconds = (time.perf_counter() - start) / (last - done)
             leave = on_chunk(last - done)
-            # Of the rest of an epoch a step takes longer, for what a program costs.
+            # In a shorter last chunk a step takes longer, for the fixed cost of a call.
             if last - done == chunk:
                 chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS / step_seconds)))
             done = last
-            # All processes run the same programs, or they would wait for ever.
+            # All processes run the same calls, or they would wait for ever.
             chunk, leave = agree(chunk, leave)
         return state, EpochProgress(done, Totals(*map(fetch, sums)), chunk)
 

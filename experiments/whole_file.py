@@ -15,7 +15,7 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     Until then, and after an error, what was there is left alone.
 
     Raises:
-        RunError: one can't be written, or is there and no file (a folder, a device).
+        RunError: one can't be written, or exists but is no file (a folder, a device).
     """
     temporaries = tuple(f"{path}.tmp" for path in paths)
     _require_files(paths)
@@ -52,8 +52,8 @@ def require_writable(*paths: str) -> None:
     """Makes the folders of files that a command will write after minutes of work.
 
     Raises:
-        RunError: a folder can't be made or written, or there is no file at a path but
-            something else.
+        RunError: a folder can't be made or written to, or a path exists and is not a
+            file.
     """
     _require_files(paths)
     for path in paths:

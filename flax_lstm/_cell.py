@@ -1,7 +1,7 @@
 """What a cell must offer so that the stack can run it.
 
-The stack (`_stack.py`) knows nothing of gates. A new kind of cell is one file
-with a `flax.linen.RNNCellBase` that has these members beside `__call__`.
+The stack (`_stack.py`) knows nothing about gates. A new kind of cell is one file with
+a subclass of `flax.linen.RNNCellBase` that has these members besides `__call__`.
 """
 
 from typing import Any, ClassVar, Protocol, Self
@@ -57,16 +57,16 @@ class StackableCell(Protocol):
 
 
 class HiddenStateCell:
-    """What `StackableCell` asks for beside `__call__`, of a cell with no state but h.
+    """All of `StackableCell` but `__call__`, for a cell whose only state is h.
 
-    Its carry is h itself; to be inherited before the cell's Flax class.
+    The carry is h itself. In a cell's bases it has to precede the Flax class.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("h",)
 
     @staticmethod
     def state_sizes(hidden_size: int, proj_size: int) -> tuple[int, ...]:
-        del proj_size  # torch projects an LSTM's hidden state only.
+        del proj_size  # torch can project the hidden state of an LSTM only.
         return (hidden_size,)
 
     @staticmethod

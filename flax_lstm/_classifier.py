@@ -1,4 +1,4 @@
-"""Classifiers: a stack, its outputs brought to one vector, and a dense head."""
+"""Classifiers: a stack, its outputs pooled into one vector, and a dense head."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +20,24 @@ from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
 
 POOLINGS = ("last", "mean", "attention")
-"""The ways in which a classifier brings the outputs of all steps to one vector."""
+"""The ways in which a classifier pools the outputs of all steps into one vector."""
 
 
 class SequenceClassifier(nn.Module, kw_only=True):
-    """What the classifiers share; each declares its stack's options and builds it.
+    """Base class of the classifiers; each declares its stack's options and builds it.
 
-    What is not torch's is declared here, by keyword only, as in `RecurrentStack`.
+    Options that torch does not have are declared here, as keyword-only arguments, as in
+    `RecurrentStack`.
 
     Raises:
-        TypeError: it is called itself, instead of one of its kinds.
+        TypeError: this class itself is instantiated instead of a subclass.
 
     Example:
         >>> from flax_lstm import GRUClassifier, SequenceClassifier
         >>> isinstance(GRUClassifier(), SequenceClassifier)
         True
 
-    Source: the study notes' classifier, see `LSTMClassifier`.
+    Source: the classifier of the study notes behind this project, see `LSTMClassifier`.
     """
 
     pooling: str = "last"
@@ -46,7 +47,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
     remat: bool = False
 
     cell: ClassVar[str]
-    """Name of the cell, of the stack among the parameters, and in checkpoints."""
+    """Name of the cell in checkpoints, and of the stack in the parameter tree."""
 
     if TYPE_CHECKING:  # Declared by each subclass, in the order of its torch class.
         num_classes: int
@@ -61,18 +62,18 @@ class SequenceClassifier(nn.Module, kw_only=True):
     @nn.nowrap  # As in `RecurrentStack`.
     @abc.abstractmethod
     def make_stack(self, **options: Any) -> RecurrentStack:
-        """The stack with `options`, those of all stacks, and those of its own."""
+        """Builds the stack from the common `options` and those of this class alone."""
 
     def __post_init__(self) -> None:
         if not hasattr(self, "cell"):
             raise TypeError(
-                "SequenceClassifier: expected one of its kinds, LSTMClassifier, "
-                "GRUClassifier or RNNClassifier, got what they share"
+                "SequenceClassifier: expected one of its subclasses LSTMClassifier, "
+                "GRUClassifier or RNNClassifier, got the base class itself"
             )
         check.require_positive_int("num_classes", self.num_classes)
         check.require_probability("dropout", self.dropout)
         check.require_one_of("pooling", self.pooling, POOLINGS)
-        # All other options are the stack's to judge.
+        # The stack checks all other options.
         self._stack(parent=None)
         warn_of_idle_dropout(self)
         super().__post_init__()
@@ -88,7 +89,8 @@ class SequenceClassifier(nn.Module, kw_only=True):
         """Logits of a batch of sequences.
 
         Args:
-            input: (B, T, I), (T, B, I) unless batch_first, or (T, I); floating.
+            input: (B, T, I) if batch_first, else (T, B, I); or unbatched (T, I);
+                floating-point.
             seq_lengths: (B,) integers within [0, T], or None.
             deterministic: False applies dropout, which needs
                 `rngs={'dropout': key}`.
@@ -138,7 +140,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
             num_layers=self.num_layers,
             bias=self.bias,
             batch_first=self.batch_first,
-            # With one layer it does nothing, of which this class has warned already.
+            # With one layer it does nothing, and this class has already warned of that.
             dropout=self.dropout if self.num_layers != 1 else 0.0,
             bidirectional=self.bidirectional,
             dtype=self.dtype,
@@ -149,8 +151,8 @@ class SequenceClassifier(nn.Module, kw_only=True):
         )
 
 
-# Whose calls read nothing but what they tell (`RecurrentStack.reads`); a user's own
-# stack may do anything.
+# Stacks whose calls depend on nothing beyond what `RecurrentStack.reads` reports; a
+# user's own stack may depend on anything.
 _STACKS = (StackedLSTM, StackedGRU, StackedRNN)
 
 
@@ -162,12 +164,12 @@ def _logits(parts, x, lengths, **options):
 
 
 def _pooled(parts, input, seq_lengths, *, pooling, deterministic):
-    """The outputs of all steps as one vector, of a stack and a pooling or None."""
+    """The outputs pooled into one vector; `parts` is a stack, and a pooling or None."""
     stack, attention = parts
     output, state = stack(input, seq_lengths=seq_lengths, deterministic=deterministic)
     if pooling == "last" and not stack.bidirectional:
-        # The last output is the final state, but for a reverse direction's. XLA
-        # then needs neither the top layer's outputs nor their gradient.
+        # The last output is the final state (except in a reverse direction). Read
+        # from the state, XLA needs neither the top layer's outputs nor their gradient.
         h_n, *_ = jax.tree.leaves(state)
         return h_n[-1]
     if stack.batch_first and output.ndim == 3:
@@ -181,30 +183,31 @@ def _pooled(parts, input, seq_lengths, *, pooling, deterministic):
 
 
 class LSTMClassifier(SequenceClassifier):
-    """Classifies a sequence by a dense layer on the outputs of a `StackedLSTM`.
+    """Classifies a sequence by a dense layer on the pooled outputs of a `StackedLSTM`.
 
-    The defaults are the study notes' model of MNIST read row by row: 28 steps of
-    28 pixels, two layers of 128 units, ten classes, and the last output. Axis
-    letters as in `StackedLSTM`.
+    The defaults are the model for MNIST, read row by row, of the study notes behind
+    this project: 28 steps of 28 pixels, two layers of 128 units, ten classes, and the
+    last output. Axis letters as in `StackedLSTM`.
 
     Args:
         num_classes: number of logits.
         pooling: how the outputs of all steps become one vector. `'last'`: the last
-            step's, torch's `output[:, -1, :]`. `'mean'`: the mean over the steps.
-            `'attention'`: their mean weighted by a softmax of tanh(W h_t + b) · q,
-            with one learned query q (Yang et al. 2016). With `seq_lengths` each row
-            has its own steps only, and zeros if it has none.
+            step's output, torch's `output[:, -1, :]`. `'mean'`: the mean over the
+            steps. `'attention'`: the mean over the steps weighted by a softmax of
+            tanh(W h_t + b) · q, with one learned query q (Yang et al. 2016). With
+            `seq_lengths`, each row pools over its own valid steps only; a row without
+            any gives zeros.
 
     The other options are those of `StackedLSTM`: input_size, hidden_size, num_layers,
     bias, batch_first, dropout, bidirectional, proj_size, dtype, param_dtype,
-    implementation and remat. Initializers and forget_bias are not among them; a
-    subclass whose `make_stack` passes them on has them.
+    implementation and remat. The initializers and forget_bias are not options here; to
+    set them, override `make_stack` in a subclass.
 
     Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
-    `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), drawn
-    like torch.nn.Linear's from U(-1/√(D·P), 1/√(D·P)). With `pooling='attention'`
+    `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), initialised
+    like torch.nn.Linear's, from U(-1/√(D·P), 1/√(D·P)). With `pooling='attention'`
     also `attention/projection/{kernel,bias}` (D·P, D·P) and (D·P,) and
-    `attention/query/kernel` (D·P, 1), drawn alike.
+    `attention/query/kernel` (D·P, 1), initialised in the same way.
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
@@ -242,7 +245,7 @@ class LSTMClassifier(SequenceClassifier):
 
 
 class GRUClassifier(SequenceClassifier):
-    """`LSTMClassifier` with a `StackedGRU`, and its options.
+    """`LSTMClassifier` with a `StackedGRU`, and with that stack's options.
 
     Args:
         num_classes: number of logits.
@@ -252,7 +255,7 @@ class GRUClassifier(SequenceClassifier):
     bias, batch_first, dropout, bidirectional, dtype, param_dtype,
     implementation and remat. Their defaults are those of `LSTMClassifier`.
 
-    Parameters (under `'params'`): `gru`, the tree of `StackedGRU`, and the others of
+    Parameters (under `'params'`): `gru`, the tree of `StackedGRU`, and the others as in
     `LSTMClassifier`.
 
     Raises:
@@ -268,8 +271,8 @@ class GRUClassifier(SequenceClassifier):
         >>> model.apply(variables, images, seq_lengths=lengths).shape
         (5, 10)
 
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html, and as
-    `LSTMClassifier`.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html, and
+    those of `LSTMClassifier`.
     """
 
     num_classes: int = 10
@@ -289,7 +292,7 @@ class GRUClassifier(SequenceClassifier):
 
 
 class RNNClassifier(SequenceClassifier):
-    """`LSTMClassifier` with a `StackedRNN`, and its options.
+    """`LSTMClassifier` with a `StackedRNN`, and with that stack's options.
 
     Args:
         num_classes: number of logits.
@@ -299,7 +302,7 @@ class RNNClassifier(SequenceClassifier):
     nonlinearity, bias, batch_first, dropout, bidirectional, dtype, param_dtype,
     implementation and remat. Their defaults are those of `LSTMClassifier`.
 
-    Parameters (under `'params'`): `rnn`, the tree of `StackedRNN`, and the others of
+    Parameters (under `'params'`): `rnn`, the tree of `StackedRNN`, and the others as in
     `LSTMClassifier`.
 
     Raises:
@@ -314,8 +317,8 @@ class RNNClassifier(SequenceClassifier):
         >>> model.apply(variables, images).shape
         (5, 10)
 
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html, and as
-    `LSTMClassifier`.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html, and
+    those of `LSTMClassifier`.
     """
 
     num_classes: int = 10

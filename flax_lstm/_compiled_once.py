@@ -1,14 +1,15 @@
-"""Running modules by a program that JAX knows again.
+"""Running modules through jitted functions that JAX finds in its cache again.
 
-JAX keeps what it traced and compiled of a function that is the same in the next call.
-What a lifted scan is made of is new in every call: outside of `jax.jit` each call of a
-stack would be compiled anew, and inside of it each layer traced anew. And one program
-is handed over once, where JAX has its work with each operation by itself, and most in
-a gradient (`python -m experiments.benchmark --parts=eager`).
+JAX caches what it has traced and compiled by the identity of the function. A lifted
+scan makes new functions in every call: outside of `jax.jit` each call of a stack would
+be compiled anew, and inside of it each layer would be traced anew. Besides, a jitted
+function is dispatched once, whereas eagerly JAX has the overhead of every operation,
+most of all in a gradient (`python -m experiments.benchmark --parts=eager`).
 
-What is kept does not follow what is set elsewhere. So only functions are kept that say
-that they may be (`keepable`): ours do, and users' own need not. (A user's own cell is
-run by a lifted scan, in which it can draw and write nothing anyhow.)
+A cached function does not notice settings that change outside of its arguments. So only
+functions that declare that they may be cached (`keepable`) are: ours do, and users' own
+need not. (A user's own cell runs in a lifted scan, in which it can neither draw random
+numbers nor write variables anyhow.)
 
 Source: https://docs.jax.dev/en/latest/jit-compilation.html#jit-and-caching
 """
@@ -26,7 +27,7 @@ from flax.core.meta import unbox
 
 Function = Callable[..., Any]
 
-# How fields end that are read where parameters are made, and nowhere else.
+# Suffixes of the fields that are read only where parameters are created.
 _OF_PARAMETERS = ("kernel_init", "bias_init", "carry_init")
 _READS = "_flax_lstm_reads"
 
@@ -34,11 +35,11 @@ _READS = "_flax_lstm_reads"
 def keepable(
     reads: Callable[[Any], Hashable] = lambda modules: None,
 ) -> Callable[[Function], Function]:
-    """Marks a function of bound modules and of arrays whose program may be kept.
+    """Marks a function of bound modules and arrays whose compiled form may be cached.
 
-    It draws no random numbers and writes no variables. Its results follow from its
-    arguments, the modules' options and `"params"`, JAX's configuration, and what
-    `reads` tells of the modules.
+    It must draw no random numbers and write no variables, and its results must depend
+    only on its arguments, the modules' options and `"params"`, JAX's configuration, and
+    what `reads` returns for the modules.
     """
 
     def mark(run):
@@ -49,7 +50,7 @@ def keepable(
 
 
 def keepable_like(other: Function) -> Callable[[Function], Function]:
-    """Marks a function that runs `other`, if that is marked, and names it alike."""
+    """Marks a function that runs `other` if `other` is, and gives it the same name."""
 
     def mark(run):
         run.__name__ = run.__qualname__ = getattr(other, "__name__", "run")
@@ -71,16 +72,17 @@ def reads_of(run: Function) -> Callable[[Any], Hashable]:
 def compiled_once(
     run: Function, *, static: tuple[str, ...] = (), named: bool = True
 ) -> Function:
-    """`run`, traced and compiled once for all modules and arrays that are alike.
+    """`run`, traced and compiled once for equal modules and arrays of equal shapes.
 
-    Where a module makes parameters, can't be hashed, or is watched (by interceptors, or
-    for intermediates), it is `run` itself.
+    Where a module creates parameters, can't be hashed, or is watched (by interceptors,
+    or for intermediates), `run` itself is called.
 
     Args:
         run: marked as `keepable`, with a module as its first argument, or a tuple of
-            such (of tuples, …).
-        static: its options that are no arrays.
-        named: False for one program for modules of all names, which have none then.
+            modules (or of such tuples, …).
+        static: names of its options that are not arrays.
+        named: False to share one compiled function among modules of any name; inside
+            of it they have none.
     """
     reads = reads_of(run)
 
@@ -103,8 +105,8 @@ def compiled_once(
             return program(known, around, variables, *arrays, **others)
         except flax.errors.FlaxError:
             pass
-        # Parameters that are missing or misshaped: they are made, where Flax is told to
-        # make them, or are an error that names the layer, too.
+        # Parameters are missing or have the wrong shape: `run` creates them if Flax is
+        # told to, or raises an error that also names the layer.
         return run(modules, *arrays, **others)
 
     return run_known
@@ -113,7 +115,7 @@ def compiled_once(
 def _known_again(modules: Any, named: bool) -> Any:
     """The modules without variables and initializers, or None if they must run as is.
 
-    Parameters that are there are compared with what initializers would make, in shape.
+    Flax compares existing parameters only in shape with what initializers would make.
     """
 
     def options(module):
@@ -134,7 +136,7 @@ def _known_again(modules: Any, named: bool) -> Any:
 
 
 def _parameters(module: Any) -> Any:
-    # How a box shards what is in it is set elsewhere (`nn.logical_axis_rules`).
+    # Unboxed, since how a box shards its value depends on `nn.logical_axis_rules`.
     return {"params": unbox(module.variables.get("params", {}))}
 
 
@@ -143,13 +145,13 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _writes(module: Any) -> bool:
-    """Whether it makes parameters, or what it returns is captured."""
+    """Whether it is creating parameters, or its outputs are being captured."""
     return module.is_initializing() or module.is_mutable_collection("intermediates")
 
 
 def _is_watched() -> bool:
-    """Whether `nn.intercept_methods` is in force, which a kept program would not hear.
+    """Whether `nn.intercept_methods` is active, which a cached function would bypass.
 
-    Flax has no other way to ask; should this one go, nothing is kept.
+    Flax has no public way to ask; if this private one is removed, nothing is cached.
     """
     return bool(getattr(nn.module, "_global_interceptor_stack", True))

@@ -1,22 +1,22 @@
 r"""LSTM layers by NVIDIA's cuDNN: `implementation='cudnn'`.
 
-Through `jax.experimental.rnn`, which has cuDNN's calls without a way around their
-edges; here is what stands around them:
+This uses `jax.experimental.rnn`, which exposes cuDNN's calls with all their
+limitations; what this file adds:
 
 - Parameters are the stack's own; cuDNN takes them as one vector (`_cudnn_weights`).
-- As many layers as have no dropout between them are one call. Dropout between layers
-  is the stack's own, so that its masks are those of every other implementation.
-- A row of length 0, for which cuDNN's call fails, counts one step there, and has its
-  initial state and zeros put in place of what comes back.
-- Products are in float32 or in TF32, as `jax_default_matmul_precision` says; what
-  cuDNN has no equal to is refused.
+- Consecutive layers without dropout between them are one call. Dropout between layers
+  is applied by the stack, so that its masks are those of every other implementation.
+- A row of length 0, for which cuDNN's call fails, is passed with length 1, and its
+  results are replaced by its initial state and zeros.
+- Products are in float32 or in TF32, as `jax_default_matmul_precision` says; precisions
+  that cuDNN does not offer are refused.
 - Derivatives of every kind, vmap and more work (`_cudnn_primitives`): reverse mode in
   cuDNN, the others as with the fused implementation.
-- What it can't do is an error that says so: other dtypes than float32, a projection,
-  sizes that are not known, a machine without an NVIDIA GPU.
+- What it can't do raises an error that says so: dtypes other than float32, a
+  projection, symbolic sizes, a machine without an NVIDIA GPU.
 
-Its calls copy the lengths to the host and wait for them (JAX 0.10.2), so that nothing
-behind a call can be handed to the device before it.
+Its calls copy the lengths to the host and wait for them (JAX 0.10.2), so nothing that
+follows a call can be enqueued on the device until then.
 
 Source: https://docs.nvidia.com/deeplearning/cudnn/latest/api/cudnn-adv-library.html
 """
@@ -38,8 +38,8 @@ from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 
-# Of `jax_default_matmul_precision`. Unset, XLA's own products of float32 on an NVIDIA
-# GPU are in TF32 too, where it has it.
+# Values of `jax_default_matmul_precision`. If it is unset, XLA's own float32 products
+# are in TF32, too, on NVIDIA GPUs that have it.
 _IN_TF32 = (None, "default", "high", "tensorfloat32", "TF32_TF32_F32")
 _IN_FLOAT32 = ("highest", "float32", "F32_F32_F32")
 
@@ -52,7 +52,7 @@ def run_layers_by_cudnn(
     *,
     valid: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """A `StackRecurrence`, of layers of `LSTMCell`, by one call of cuDNN."""
+    """A `StackRecurrence` for layers of `LSTMCell`: one call of cuDNN."""
     if any(makes_weights(cell) for cells in layers for cell in cells):
         run = layer_by_layer(scan_over_time)
         return run(layers, state, inputs, valid=valid)
@@ -60,7 +60,7 @@ def run_layers_by_cudnn(
     steps, batch, features = _known_shape(inputs)
     require_float32(inputs.dtype, "cudnn")
     _require_gpu()
-    if batch == 0:  # Of which cuDNN has no description.
+    if batch == 0:  # cuDNN can't describe an empty batch.
         return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
     sizes = Sizes(
         input_size=features,
@@ -109,12 +109,12 @@ def _require_gpu() -> None:
         here = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ValueError(
             f"implementation: expected one that runs here, got 'cudnn', which needs an "
-            f"NVIDIA GPU; JAX has {here}"
+            f"NVIDIA GPU; JAX has {here} only"
         ) from error
 
 
 def _precision() -> jax.lax.Precision:
-    # `values` has what holds everywhere, not what a `with` says.
+    # `jax.config.values` has the global setting, not that of a `with` block.
     chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if chosen in _IN_FLOAT32:
         return jax.lax.Precision.HIGHEST

@@ -1,15 +1,15 @@
-"""cuDNN's two calls as JAX's primitives, with every derivative and under vmap.
+"""cuDNN's two calls as JAX primitives, with every derivative and under vmap.
 
-As of the native loops (`_native_primitives`), each has a reference implementation, the
-fused one's, from which comes what cuDNN has no part in. The derivative of a call
-forward is a linear map that is always its reference, and whose transpose is the call
-backward: so reverse mode runs in cuDNN, and forward mode, second derivatives, vmap,
-programs that XLA spreads over devices, and those for other platforms and for export
-work as with the fused implementation.
+As with the native loops (`_native_primitives`), each has a reference implementation,
+taken from the fused one, for whatever cuDNN does not do. The derivative of the forward
+call is a linear map that is always computed by its reference, and whose transpose is
+the backward call: so reverse mode runs in cuDNN, while forward mode, second
+derivatives, vmap, computations that XLA partitions over devices, and those for other
+platforms and for export work as with the fused implementation.
 
-What cuDNN keeps from a call forward for the one backward only itself can read. The
-reference has no use for it, and puts NaN in its place where it stands in for a call
-forward: gradients that cuDNN made of that would not look like any.
+Only cuDNN can read what its forward call saves for the backward call (the reserve
+space). The reference has no use for it, and returns NaN in its place where it stands in
+for a forward call: gradients that cuDNN computed from that would be visibly wrong.
 """
 
 import functools
@@ -32,9 +32,9 @@ from flax_lstm._reference_primitive import (
     varying_alike,
 )
 
-# Arguments of the calls that are no integers: x, h_0, c_0 and weights.
+# The calls' floating-point arguments: x, h_0, c_0 and weights.
 _FLOATS = 4
-# Arguments that the derivative is not linear in: those, lengths, y and what is kept.
+# Arguments that the derivative is not linear in: those, lengths, y and what is saved.
 _KNOWN = _FLOATS + 3
 # Of y, h_n and c_n.
 _GRADIENTS = 3
@@ -69,7 +69,7 @@ def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
 
 
 def forward_keeping(*arguments, sizes: Sizes, kept_size: int):
-    """The same, and nothing in the place of what cuDNN keeps."""
+    """The same, with NaN in the place of what cuDNN saves."""
     nothing = jnp.full(kept_size, jnp.nan, jnp.float32)
     return *forward(*arguments, sizes=sizes), nothing
 
@@ -115,20 +115,21 @@ def _call_backward(*operands, sizes: Sizes):
 
 
 def _row_major(arrays):
-    """The layout in which cuDNN reads and writes; JAX's calls leave it to XLA.
+    """Row-major, the layout that cuDNN reads and writes; JAX leaves it to XLA.
 
-    Which takes (B, T, I) as it lies if that is a transposed (T, B, I) (JAX 0.11.2).
+    XLA would not lay out (B, T, I) anew if it is a transposed (T, B, I) (JAX 0.11.2).
     """
     layouts = [Layout(tuple(range(array.ndim))) for array in arrays]
     return list(map(with_layout_constraint, arrays, layouts))
 
 
 def _copied(kept, known, gradients):
-    """`kept`, which cuDNN writes to, in memory of this call's own.
+    """A copy of `kept`, which cuDNN overwrites, for this call alone.
 
-    XLA knows of no writing, and so would hand it as it is to every call for the same
-    forward one. The condition never holds, since outputs are within ±1, of which XLA
-    doesn't know; and it is of this call's gradients, so that two calls have two copies.
+    XLA does not know that it is overwritten, and would pass the same buffer to every
+    backward call of one forward call. The condition is never true, since outputs are
+    within ±1, but XLA can't tell; it depends on this call's gradients, so that two
+    calls get two copies.
     """
     y, d_y = known[-1], gradients[0]
     never = (y[0, 0, 0] > 2) & jnp.isinf(d_y[0, 0, 0])
@@ -136,7 +137,7 @@ def _copied(kept, known, gradients):
 
 
 def primitive_for(platform: str) -> jax.extend.core.Primitive:
-    """The primitive of `forward`, whose calls on `platform` are cuDNN's."""
+    """The primitive of `forward`, which is lowered to cuDNN's calls on `platform`."""
 
     def called(
         name: str, reference: Reference, call: Reference
@@ -182,7 +183,7 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
 
 
 def _kept_size(arguments: Any, sizes: Sizes) -> int:
-    """Size of what cuDNN keeps for the call backward; it must be there to be asked."""
+    """Size of what cuDNN saves for the backward call; to ask, cuDNN must be there."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
     run = functools.partial(_kept, sizes=sizes)
     return jax.eval_shape(run, *shapes).size

@@ -1,8 +1,8 @@
 """The weights of layers as the one vector that cuDNN takes, and back.
 
 First the kernels of all cells, gate by gate, of x and then of h, as torch has them;
-then two biases for each cell, of which one is zero here. Cells are in the order of
-layers, in each the one that reads backwards last.
+then two biases for each cell, one of which is zero here. Cells are in the order of the
+layers, within a layer the reverse direction last.
 """
 
 import math
@@ -16,7 +16,7 @@ from flax_lstm._lstm_weights import GATES, Weights
 
 
 class Sizes(NamedTuple):
-    """What cuDNN is told beside arrays, in the order of `jax.experimental.rnn`."""
+    """The calls' arguments besides arrays, in the order of `jax.experimental.rnn`."""
 
     input_size: int
     hidden_size: int

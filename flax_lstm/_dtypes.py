@@ -1,4 +1,4 @@
-"""Dtypes of what is summed, and of what libraries take."""
+"""Dtypes for accumulation, and those that libraries support."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from jax.typing import DTypeLike
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """For sums over time and over products of numbers in `dtype`."""
+    """The dtype for sums over time, and over products, of values in `dtype`."""
     # Not `promote_types`, which `jax_numpy_dtype_promotion='strict'` refuses.
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def require_float32(dtype: Any, implementation: str) -> None:
-    """`dtype` is what `implementation` computes in; else a ValueError."""
+    """Raises a ValueError unless `implementation` computes in `dtype`."""
     if jnp.dtype(dtype) != jnp.float32:
         raise ValueError(
             f"dtype: expected float32 with implementation={implementation!r}, which "
-            f"has no other, got {jnp.dtype(dtype)}"
+            f"supports no other, got {jnp.dtype(dtype)}"
         )

@@ -2,19 +2,19 @@ r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
 
 What sets it apart from a scan over the cell:
 
-- The inputs' product, of all steps at once, stands before the loop, and in it one
-  product of h for all gates. On a CPU that is so for small sizes only (`_on_cpu`); for
-  larger ones a product for each gate is faster, and of many rows that of [x, h] with
-  both weights, whose result never leaves the cache.
-- The derivative is linear in what it is given, with factors that follow from the
-  gates and the cell state. Those are what is kept (`Kept`), five numbers a unit and
-  step; the loop backward holds one product and one tanh.
-- No weight's derivative is taken in a loop. Each is one product of all steps' x or
-  h with all steps' gate derivatives.
+- The input product, for all steps at once, comes before the loop; inside it is one
+  product of h for all gates. On a CPU this is so for small sizes only (`_on_cpu`): for
+  larger ones a product per gate is faster, and for many rows so is a product of [x, h]
+  with both weights, whose result never leaves the cache.
+- The derivative is linear in the tangents, with factors that depend on the gates and
+  the cell state. These are what is saved (`Kept`), five values per unit and step; the
+  backward loop has one product and one tanh.
+- No weight's derivative is computed inside a loop. Each is one product of all steps' x
+  or h with all steps' gate derivatives.
 
 The rule is a `jax.custom_jvp`, so that everything JAX derives from one (reverse
 mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
-:math:`m = o ∘ \tanh c'` and :math:`z` what stands inside a gate's function,
+:math:`m = o ∘ \tanh c'` and :math:`z` the argument of a gate's function,
 
 .. math::
     dz_t &= dx_t W_i + x_t dW_i + h_{t-1} dW_h + db + dh_{t-1} W_h \\
@@ -42,12 +42,12 @@ from flax_lstm._dtypes import at_least_float32
 from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
 
-# What a core's own cache holds: up to which numbers cost nothing to read again.
+# What a core's own cache holds: data up to this size costs nothing to read again.
 _CACHED_BYTES = 2**20
-# Up to which a layer's recurrent weights are multiplied at once on a CPU.
+# Largest recurrent weights of a layer that a CPU multiplies as one product.
 _JOINED_BYTES = 2**18
 _FEW_ROWS = 8
-# Steps in a loop's body elsewhere: the first that divides T, else the last.
+# Unroll factors on other platforms: the first that divides T, else the last.
 _UNROLL = (*range(14, 4, -1), 8)
 
 Carry = tuple[jax.Array, jax.Array]
@@ -60,7 +60,7 @@ class Kept(NamedTuple):
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    c: jax.Array  # That the step started from.
+    c: jax.Array  # The one that the step started from.
     m: jax.Array | None  # o·tanh(c'), with a projection only.
 
 
@@ -68,8 +68,8 @@ class Layout(NamedTuple):
     """How a loop's products are laid out; the results are the same."""
 
     hoists: bool  # The inputs' product stands before the loop.
-    joins: bool  # One product of h for all gates; only where the other is hoisted.
-    unroll: int = 1  # Steps that stand in the loop one after another.
+    joins: bool  # One product of h for all gates; only if `hoists`.
+    unroll: int = 1  # Steps per iteration of the loop.
 
 
 class Slopes(NamedTuple):
@@ -92,7 +92,7 @@ def fuse_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """A `Recurrence`, of an `LSTMCell` with its usual gate functions."""
+    """A `Recurrence` for an `LSTMCell` with its default gate functions."""
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell, inputs.shape[-1])
@@ -108,12 +108,12 @@ def lstm_layer(
     valid: jax.Array | None,
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
-    """Final `(c, h)` and outputs (T, B, P); arguments as of `scan_over_time`."""
+    """Final `(c, h)` and outputs (T, B, P); arguments as in `scan_over_time`."""
     carry, y, _ = forward(reverse, weights, x, valid, carry, keep=False)
     return carry, y
 
 
-# Layers alike are traced once, and a call outside of `jax.jit` compiles nothing anew.
+# Identical layers are traced once, and calls outside of `jax.jit` don't recompile.
 jitted_lstm_layer = jax.jit(lstm_layer, static_argnums=0)
 
 
@@ -160,7 +160,7 @@ def _loop(reverse, keep, layout, weights, x, valid, carry):
         if weights.b is not None:
             z = [part + bias[None] for part, bias in zip(z, weights.b, strict=True)]
         i, f, g, o = _sigmoid(z[0]), _sigmoid(z[1]), jnp.tanh(z[2]), _sigmoid(z[3])
-        # c may be float32 beside bfloat16 gates; what is kept is not.
+        # c may be float32 with bfloat16 gates, and is saved as such; the gates are not.
         new_c = f.astype(c.dtype) * c + (i * g).astype(c.dtype)
         tanh_c = jnp.tanh(new_c)
         m = (o.astype(c.dtype) * tanh_c).astype(h.dtype)
@@ -186,7 +186,7 @@ def _loop(reverse, keep, layout, weights, x, valid, carry):
 
 
 def _gate_products(weights, x, layout):
-    """The inputs of a loop, and what turns a step's input and h into each gate's z."""
+    """The loop's inputs, and a function of a step's input and h to each gate's z."""
     if not layout.hoists:
         pairs = zip(weights.x, weights.h, strict=True)
         kernels = [jnp.concatenate(pair) for pair in pairs]
@@ -197,7 +197,7 @@ def _gate_products(weights, x, layout):
 
         return x, multiply_both
 
-    # Rounded to the dtype of the computation once: their sum, not both terms of it.
+    # Only the sum is rounded to the dtype of the computation, not both of its terms.
     wide = at_least_float32(x.dtype)
     product = functools.partial(jnp.matmul, preferred_element_type=wide)
     joined = jnp.concatenate(weights.h, axis=-1) if layout.joins else None
@@ -211,19 +211,19 @@ def _gate_products(weights, x, layout):
         pairs = zip(z_x, multiply(h), strict=True)
         return [(z + z_h).astype(h.dtype) for z, z_h in pairs]
 
-    # Apart even so: XLA:CPU is slow where it has to cut up each step's sum.
+    # One array per gate even so: XLA:CPU is slow where it has to split each step's sum.
     return tuple(product(x, kernel) for kernel in weights.x), add_to_hoisted
 
 
 def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
     """The layout that is fastest on a CPU; measured (`experiments/BENCHMARK.md`).
 
-    - While all is small, what a product costs anyhow counts most: one for all gates,
-      and the inputs' before the loop, whose result stays in the cache.
-    - Else a product for each gate: of one for all XLA:CPU computes the gates in more
-      and slower passes. In the loop the inputs' product reads the input's weights, I
-      numbers a unit, at every step; before the loop it writes and reads its own
-      result, 2·B numbers a unit and step. Weights in the cache are read for nothing.
+    - While everything is small, the fixed cost of a product dominates: one product for
+      all gates, and the input product before the loop, whose result stays in the cache.
+    - Otherwise a product per gate: from one for all gates XLA:CPU computes the gates in
+      more and slower passes. Inside the loop, the input product reads the input
+      weights, I elements per unit, at every step; before the loop, it writes and reads
+      its own result, 2·B elements per unit and step. Reading cached weights is free.
 
     A symbolic size (jax.export) counts as a large one.
     """
@@ -243,12 +243,12 @@ def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
 
 
 def _elsewhere(x: jax.Array) -> Layout:
-    """The layout for other platforms: that of the fewest kernels a step.
+    """The layout for other platforms: the one with the fewest kernels per step.
 
-    On a GPU a step's kernels take less time than launching them. XLA compiles one
-    product and two to seven others for a step, and counts steps by one more; of an
-    unrolled body it fuses the others. Where the body does not divide T, XLA copies
-    what all steps read to cut it in two.
+    On a GPU a step's kernels take less time than launching them. XLA compiles a step to
+    one product and two to seven other kernels, and one more to count the steps; in an
+    unrolled body it fuses the others. If the number of unrolled steps does not divide
+    T, XLA splits in two what all steps read, which takes a copy.
     """
     steps = x.shape[0]
     if not isinstance(steps, int):
@@ -264,7 +264,7 @@ def shifted(reverse, valid, h_0, y):
     else:
         before = jnp.concatenate([h_0[None], y[:-1]])
     if valid is not None and reverse:
-        # A row's last valid step comes first: behind it stands padding, and zeros.
+        # A row's last valid step comes first; before it is padding, where y is zero.
         in_row = jnp.concatenate([valid[1:], jnp.ones_like(valid[:1])])
         before = jnp.where(in_row[..., None], before, h_0)
     return before
@@ -297,9 +297,9 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
 def product_over_steps(x, d_kernel):
     """x (T, B, K) · d_kernel (K, N), as a product of two matrices.
 
-    Its transpose, the kernel's gradient, then is one, too. Of a product with two
-    axes of rows XLA:CPU would first copy both factors, transposed. A batch that an
-    explicit mesh shards has to stay an axis.
+    Its transpose, the kernel's gradient, is then a matrix product, too. For a product
+    with two axes of rows XLA:CPU would first make transposed copies of both factors. A
+    batch that an explicit mesh shards has to remain an axis of its own.
     """
     if any(jax.typeof(x).sharding.spec):
         return x @ d_kernel
@@ -327,11 +327,11 @@ def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
 
 
 def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
-    """`linear_scan` with so many steps one after another."""
+    """`linear_scan`, unrolled by so many steps."""
     kernel = jnp.concatenate(weights.h, axis=-1)
     d_carry = with_varying_axes_of(d_carry, (d_z, d_m, kept, kernel))
 
-    # Else JAX would take the slopes out of this loop, into one that stacks all six.
+    # Else JAX would hoist the slopes into a loop of their own, which stacks all six.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(d_carry, inputs):
         d_c, d_h = d_carry
@@ -360,7 +360,7 @@ def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
 
 
 def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
-    """Derivatives of one step; in rows where it is padding c passes, the rest is 0."""
+    """The slopes of one step; in padded rows c passes through, and the rest is 0."""
     c = kept.c
     gates = kept.i, kept.f, kept.g, kept.o
     i, f, g, o = (gate.astype(c.dtype) for gate in gates)
@@ -382,7 +382,7 @@ def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
 
 
 def _sigmoid(z: jax.Array) -> jax.Array:
-    """σ(z) through tanh, for which XLA:CPU has vector code; equal up to rounding."""
+    """σ(z) via tanh, for which XLA:CPU has vector code; equal up to rounding."""
     return 0.5 * jnp.tanh(0.5 * z) + 0.5
 
 

@@ -11,11 +11,11 @@ from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class GRUCell(HiddenStateCell, nn.GRUCell):
-    r"""`flax.linen.GRUCell` with the options that torch has beyond it.
+    r"""`flax.linen.GRUCell` with the options that torch has and Flax lacks.
 
     The carry h and the parameter names (`ir iz in`, `hr hz hn`, all but `hr` and
-    `hz` with a bias) are Flax's, so parameters of the stock cell fit. What is added:
-    no bias parameters, and another first draw for the two biases of n.
+    `hz` with a bias) are Flax's, so the stock cell's parameters can be used. Added are
+    `use_bias=False`, and an initializer of its own for the two biases of n.
 
     .. math::
         r &= σ(W_{ir} x + b_{ir} + W_{hr} h) \\
@@ -25,8 +25,8 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
 
     Attributes (beside those of `flax.linen.GRUCell`):
         use_bias: whether the four biases exist.
-        n_bias_init: initializer of `in/bias` and `hn/bias`. r weighs the latter, so
-            that the two are no sum, as those of the other gates are.
+        n_bias_init: initializer of `in/bias` and `hn/bias`. r multiplies only the
+            latter, so the two can't be merged into one as in the other gates.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -39,8 +39,8 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
         >>> h.shape, y.shape
         ((3, 4), (3, 4))
 
-    Sources: Cho et al. 2014 (https://arxiv.org/abs/1406.1078), where r weighs h
-    before the product, not after it as here and in
+    Sources: Cho et al. 2014 (https://arxiv.org/abs/1406.1078), where r multiplies h
+    before the matrix product, not after it as here and in
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
     """
 

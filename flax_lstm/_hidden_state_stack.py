@@ -1,4 +1,4 @@
-"""How a stack is called whose cell has no state but h: torch.nn.RNN and GRU."""
+"""The call of a stack whose cell's only state is h, as of torch.nn.RNN and GRU."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from flax_lstm._stack import RecurrentStack
 
 
 class HiddenStateStack(RecurrentStack, kw_only=True):
-    """A `RecurrentStack` that takes `h_0` and returns `h_n`, arrays, not tuples."""
+    """A `RecurrentStack` that takes `h_0` and returns `h_n` as arrays, not tuples."""
 
     @nn.compact
     def __call__(
@@ -25,29 +25,29 @@ class HiddenStateStack(RecurrentStack, kw_only=True):
 
         Args:
             input: (T, B, I), (B, T, I) if batch_first, or unbatched (T, I);
-                floating. A floating dtype is cast as Flax casts, an integer one
-                is refused.
+                floating-point. Other floating dtypes are cast, as in Flax; integer
+                ones are rejected.
             hx: `h_0` of shape (L·D, B, H), or (L·D, H) with unbatched input;
-                floating. Rows are in torch's order: layer 0 forward, layer 0
-                reverse, layer 1 forward, … None is zeros. The returned state can be
+                floating-point. Rows are in torch's order: layer 0 forward, layer 0
+                reverse, layer 1 forward, … None means zeros. The returned state can be
                 passed to continue a sequence.
-            seq_lengths: (B,) integers, how many steps of each row count, in place
-                of a PackedSequence; None if all do. Known values outside [0, T]
-                are an error; values traced by jit or vmap are clipped to [0, T].
+            seq_lengths: (B,) integers, the number of valid steps in each row, in place
+                of a PackedSequence; None if all are valid. Concrete values outside
+                [0, T] are an error; values traced by jit or vmap are clipped to [0, T].
             deterministic: False applies dropout, which needs
                 `rngs={'dropout': key}`.
 
         Returns:
             `output, h_n`, in the dtype of the computation. `output` is (T, B, D·H),
-            (B, T, D·H) if batch_first, or (T, D·H), the last layer's h at every
-            step, and zeros behind a row's end. `h_n` (L·D, B, H) is the state after
+            (B, T, D·H) if batch_first, or (T, D·H): the last layer's h at every
+            step, and zeros past a row's end. `h_n` (L·D, B, H) is the state after
             each row's own last step (the initial one for a length of 0).
 
         Raises:
             TypeError: a non-floating input or state, non-integer lengths, a state
-                that is no array, a `deterministic` that is no bool.
+                that is not an array, a `deterministic` that is not a bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key, weights of
-                another stack.
+                lengths with unbatched input, a missing dropout key, parameters of a
+                different stack.
         """
         return self.run(input, hx, seq_lengths, deterministic)

@@ -1,4 +1,4 @@
-"""How torch draws the first weights of its recurrent and linear layers."""
+"""How torch initialises its recurrent and linear layers."""
 
 import inspect
 import math
@@ -11,8 +11,8 @@ from jax.nn.initializers import Initializer
 def symmetric_uniform(bound: float) -> Initializer:
     """Initializer drawing from U(-bound, bound).
 
-    `jax.nn.initializers.uniform(bound)` draws from [0, bound) and is no
-    replacement: torch's layers start centred on zero.
+    `jax.nn.initializers.uniform(bound)` draws from [0, bound), so it can't be used
+    here: torch's initial weights are centred on zero.
     """
 
     def init(key, shape, dtype=None, out_sharding=None):
@@ -59,10 +59,10 @@ def offset_by(init: Initializer, offset: float) -> Initializer:
 
 
 def named(option: str, init: Initializer) -> Initializer:
-    """`init`, which a user gave as `option`; a TypeError if it makes initializers.
+    """The user's `init` for `option`; a TypeError if it returns an initializer instead.
 
-    `lecun_normal` for `lecun_normal()` is a slip that JAX answers with an error from
-    within its own code.
+    `lecun_normal` for `lecun_normal()` is a slip to which JAX responds with an error
+    from deep within its own code.
     """
 
     def draw(key, shape, dtype=None, out_sharding=None):
@@ -79,7 +79,7 @@ def named(option: str, init: Initializer) -> Initializer:
 def _require_call(option, init, *arguments):
     try:
         signature = inspect.signature(init)
-    except (TypeError, ValueError):  # Some of C's have none.
+    except (TypeError, ValueError):  # Some functions in C have none.
         return
     try:
         signature.bind(*arguments)

@@ -1,7 +1,7 @@
 """Several layers one after another, each in its directions.
 
-What runs layers has the signature of the functions that `layer_by_layer` makes. A
-stack lists those that take several layers at once, because a library does, in
+Functions that run layers have the signature of those that `layer_by_layer` returns. A
+stack lists those that run several layers in one library call in
 `RecurrentStack.stack_implementations`.
 """
 
@@ -32,10 +32,10 @@ def layer_by_layer(recur: Recurrence) -> StackRecurrence:
         """One layer after another.
 
         Args:
-            layers: L layers of D cells each, the one that reads backwards last.
-            state: what they start from; (L·D, B, ·) each, in torch's order.
+            layers: L layers of D cells each, the reverse direction last.
+            state: the initial states; (L·D, B, ·) each, in torch's order.
             inputs: (T, B, I).
-            valid: (T, B) bool or None, as of `scan_over_time`.
+            valid: (T, B) bool or None, as in `scan_over_time`.
 
         Returns:
             The last layer's outputs (T, B, D·P), and the states as in `state`.

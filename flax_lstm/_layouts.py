@@ -1,4 +1,4 @@
-"""Between what users pass and time-major arrays with a state: one program each way."""
+"""From users' arrays to time-major ones with a state, and back: one jit each way."""
 
 import functools
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def time_major(
         dtypes: dtype of each array of a state.
 
     Returns:
-        The input (T, B, I) in `dtype`, with zeros behind a row's end; the state,
+        The input (T, B, I) in `dtype`, with zeros past a row's end; the state,
         (L·D, B, ·) each; and which steps count, (T, B) bool, or None if all do.
     """
     if x.ndim == 2:

@@ -22,7 +22,7 @@ _OF_LIBRARIES = ("cudnn", "native")
 
 
 class StackedLSTM(RecurrentStack):
-    r"""A multi-layer, optionally bidirectional LSTM with torch.nn.LSTM's meaning.
+    r"""A multi-layer, optionally bidirectional LSTM with torch.nn.LSTM's semantics.
 
     Each layer computes, for t = 1 … T and with :math:`h` and :math:`c` starting
     from the given state or zero,
@@ -38,50 +38,55 @@ class StackedLSTM(RecurrentStack):
     Axis letters: `B` batch, `T` time, `I` input_size, `H` hidden_size, `P` the
     width of h (proj_size if set, else H), `L` num_layers, `D` directions.
 
-    Differences from torch, on purpose: torch's two biases per gate are one here
-    (`params_from_torch` adds them, `scale_by_torch_biases` trains them alike);
-    variable lengths come as `seq_lengths` instead of a PackedSequence, and may be
-    0; dropout needs `deterministic=False` and a key.
+    Intended differences from torch: each gate has one bias, which stands for the sum of
+    torch's two (`params_from_torch` adds them, `scale_by_torch_biases` makes it train
+    like their sum); variable lengths are passed as `seq_lengths` instead of a
+    PackedSequence, and may be 0; dropout needs `deterministic=False` and a PRNG key.
 
     Args:
         input_size: I, number of features of one step.
         hidden_size: H, number of features of the cell state.
         num_layers: L, number of layers; each reads the output of the one below.
-        bias: False for a layer without any bias parameters.
-        batch_first: True if input and output are (B, T, ·); states never are.
-        dropout: probability with which an element of every layer's output but the
-            last's is zeroed, when `deterministic=False`.
-        bidirectional: True to also read every layer's input from its end (D = 2).
-        proj_size: P, if the hidden state is projected; 0 for none. Below H.
-        projection_kernel_init: initializer of the projection, (H, P).
-        forget_bias: constant added to the forget gate's bias at initialisation
-            only (1.0 is common; torch has 0.0).
+        bias: False for no bias parameters at all.
+        batch_first: True if input and output are (B, T, ·); states are (L·D, B, ·)
+            either way.
+        dropout: probability that an element of the output of any layer but the last
+            is zeroed, when `deterministic=False`.
+        bidirectional: True to also run every layer in reverse over its input (D = 2).
+        proj_size: P, the size that the hidden state is projected to, less than H; 0 for
+            no projection.
+        projection_kernel_init: initializer of the projection, (H, P); defaults to
+            `recurrent_kernel_init`.
+        forget_bias: constant that initialisation adds to the forget gate's bias (1.0
+            is common; torch adds nothing).
         dtype: dtype of the computation; None promotes input, h_0 and parameters.
         param_dtype: dtype in which parameters are created.
         kernel_init: initializer of the input kernels, (I, H) each.
         recurrent_kernel_init: initializer of the hidden kernels, (P, H) each.
         bias_init: initializer of the biases, (H,) each. All initializers default
-            to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
-        implementation: how the recurrence over time is run, on the same parameters
-            and with the same results. `'scan'`: `nn.scan` over the cell, step by
-            step. `'fused'`: derivatives of its own, with every weight's gradient as
-            one product after the loop, see `flax_lstm/_fused_lstm.py`. `'cudnn'`:
-            NVIDIA's library, for float32 on its GPUs, without projection and remat, in
-            TF32 unless `jax_default_matmul_precision` is 'highest' (under vmap and in
-            derivatives beyond reverse mode it is 'fused'), see
-            `flax_lstm/_cudnn_lstm.py`. `'native'`: loops in C++ for a CPU, once
-            `python -m flax_lstm.native` has compiled them, float32 without
-            projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU
-            `'native'` where it is compiled and can serve, else `'fused'`;
+            to torch's U(-1/√H, 1/√H), except that a bias is the sum of two such draws.
+        implementation: how the recurrence over time is computed; parameters and results
+            are the same. `'scan'`: `nn.scan` over the cell, step by step. `'fused'`: a
+            scan with a derivative rule of its own, which computes each weight's
+            gradient as one product after the loop, see `flax_lstm/_fused_lstm.py`.
+            `'cudnn'`: NVIDIA's cuDNN, for float32 on NVIDIA GPUs, without projection
+            and remat, in TF32 unless `jax_default_matmul_precision` is 'highest'; under
+            vmap, and for derivatives other than reverse mode, it falls back to
+            `'fused'`, see `flax_lstm/_cudnn_lstm.py`. `'native'`: C++ loops on a CPU,
+            once `python -m flax_lstm.native` has compiled them, for float32 without
+            projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU `'native'`
+            where it is compiled and applicable, else `'fused'`.
             `experiments/BENCHMARK.md` has the measurements.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
-            pass and compute the others again, for long sequences: memory beside
-            inputs and outputs grows with √T instead of T, one more forward pass.
+            pass and recompute the others, for long sequences: memory besides inputs
+            and outputs grows with √T instead of T, at the cost of one more forward
+            pass.
 
     Parameters (under `'params'`): for each layer k, and for each reverse direction
     with `_reverse` appended, `layer_{k}/{ii,if,ig,io}/kernel` (I or D·P, H),
     `layer_{k}/{hi,hf,hg,ho}/{kernel,bias}` (P, H) and (H,), and with proj_size
-    `layer_{k}/hr/kernel` (H, P). They are OptimizedLSTMCell's own names.
+    `layer_{k}/hr/kernel` (H, P). All but `hr` are the names of
+    flax.linen.OptimizedLSTMCell.
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
@@ -100,7 +105,7 @@ class StackedLSTM(RecurrentStack):
         >>> output.shape, h_n.shape, c_n.shape
         ((5, 7, 128), (2, 5, 128), (2, 5, 128))
 
-        Rows of different lengths; what stands behind a row's end does not count:
+        Rows of different lengths; values past a row's end are ignored:
 
         >>> output, (h_n, c_n) = lstm.apply(
         ...     variables, x, seq_lengths=jnp.array([7, 3, 1, 0, 7]))
@@ -150,33 +155,33 @@ class StackedLSTM(RecurrentStack):
 
         Args:
             input: (T, B, I), (B, T, I) if batch_first, or unbatched (T, I);
-                floating. A floating dtype is cast as Flax casts, an integer one
-                is refused.
+                floating-point. Other floating dtypes are cast, as in Flax; integer
+                ones are rejected.
             hx: `(h_0, c_0)` of shapes (L·D, B, P) and (L·D, B, H), or (L·D, P) and
-                (L·D, H) with unbatched input; floating. Rows are in torch's order:
-                layer 0 forward, layer 0 reverse, layer 1 forward, … None is zeros.
-                The returned states can be passed to continue a sequence.
-            seq_lengths: (B,) integers, how many steps of each row count, in place
-                of a PackedSequence; None if all do. Known values outside [0, T]
-                are an error; values traced by jit or vmap are clipped to [0, T].
+                (L·D, H) with unbatched input; floating-point. Rows are in torch's
+                order: layer 0 forward, layer 0 reverse, layer 1 forward, … None means
+                zeros. The returned states can be passed to continue a sequence.
+            seq_lengths: (B,) integers, the number of valid steps in each row, in place
+                of a PackedSequence; None if all are valid. Concrete values outside
+                [0, T] are an error; values traced by jit or vmap are clipped to [0, T].
             deterministic: False applies dropout, which needs
                 `rngs={'dropout': key}`.
 
         Returns:
             `output, (h_n, c_n)`. `output` is (T, B, D·P), (B, T, D·P) if batch_first,
-            or (T, D·P), the last layer's h at every step, and zeros behind a row's
+            or (T, D·P): the last layer's h at every step, and zeros past a row's
             end. `h_n` (L·D, B, P) and `c_n` (L·D, B, H) are the states after each
             row's own last step (the initial ones for a length of 0).
 
-            `output` and `h_n` have the dtype of the computation, `c_n` that dtype
-            or float32 if that is wider.
+            `output` and `h_n` have the dtype of the computation; so has `c_n`, or
+            float32 if that is wider.
 
         Raises:
             TypeError: a non-floating input or state, non-integer lengths, a state
-                that is no tuple, a `deterministic` that is no bool.
+                that is not a tuple, a `deterministic` that is not a bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key, weights of
-                another stack, an `implementation` that can't serve here.
+                lengths with unbatched input, a missing dropout key, parameters of a
+                different stack, an `implementation` that can't be used here.
         """
         return self.run(input, hx, seq_lengths, deterministic)
 

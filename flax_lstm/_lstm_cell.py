@@ -14,12 +14,12 @@ from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class LSTMCell(nn.OptimizedLSTMCell):
-    r"""`flax.linen.OptimizedLSTMCell` with the options that torch has beyond it.
+    r"""`flax.linen.OptimizedLSTMCell` with the options that torch has and Flax lacks.
 
     The carry `(c, h)` and the parameter names (`ii if ig io`, `hi hf hg ho`) are
-    Flax's, so parameters of the stock cell fit. What is added: no bias
-    parameters, a projected hidden state, and a cell state that may be wider
-    than the computation (float32 under bfloat16).
+    Flax's, so the stock cell's parameters can be used. Added are `use_bias=False`, a
+    projected hidden state, and a cell state whose dtype may be wider than that of the
+    computation (float32 with bfloat16).
 
     .. math::
         i &= σ(W_{ii} x + W_{hi} h + b_{hi}) \\
@@ -33,7 +33,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
         use_bias: whether the four biases `h*/bias` exist.
         proj_size: width P of the projected hidden state; 0 means none, P = H.
         projection_kernel_init: initializer of the projection `hr/kernel` (H, P).
-        forget_bias: constant added to the forget gate's bias when it is drawn.
+        forget_bias: constant that initialisation adds to the forget gate's bias.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,16 +79,16 @@ class LSTMCell(nn.OptimizedLSTMCell):
         f = self.gate_fn(self._from_input("f")(x) + self._from_hidden("f")(h))
         g = self.activation_fn(self._from_input("g")(x) + self._from_hidden("g")(h))
         o = self.gate_fn(self._from_input("o")(x) + self._from_hidden("o")(h))
-        # c may be float32 beside bfloat16 gates: the sum over time is kept in c's
-        # dtype, and what leaves the cell goes back to the dtype of the gates.
+        # c may be float32 with bfloat16 gates: it is accumulated over time in its own
+        # dtype, and what leaves the cell is cast back to the dtype of the gates.
         new_c = f.astype(c.dtype) * c + (i * g).astype(c.dtype)
         new_h = (o.astype(c.dtype) * self.activation_fn(new_c)).astype(o.dtype)
         if self.proj_size:
             new_h = self._projection()(new_h)
         return (new_c, new_h), new_h
 
-    # One product for each gate, and not a concatenated one that is split again, which
-    # is slower on XLA:CPU (docs/design.md).
+    # One product per gate; a concatenated one that is then split is slower on XLA:CPU
+    # (docs/design.md).
     @nn.nowrap
     def _from_input(self, gate: str) -> nn.Dense:
         return nn.Dense(

@@ -1,7 +1,7 @@
-"""One LSTM layer's weights as arrays, out of the parameters of its cell.
+"""One LSTM layer's weights as arrays, from the parameters of its cell.
 
-For implementations that do not run the cell itself, where Flax would look at its
-parameters: they get the same errors for those that are missing or misshaped.
+For implementations that do not run the cell itself, where Flax would check its
+parameters: missing ones, and those of a wrong shape, raise the same errors here.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 def makes_weights(cell: Any) -> bool:
-    """Whether a call of the cell makes its parameters, which nothing else can."""
+    """Whether calling the cell creates its parameters, which nothing else can do."""
     if cell.is_initializing():
         return True
     if not cell.is_mutable_collection("params"):
@@ -40,7 +40,7 @@ def weights_of(cell: Any, input_size: int) -> Weights:
     Raises:
         flax.errors.ScopeCollectionNotFound, ScopeParamNotFoundError: there are none,
             or not all.
-        flax.errors.ScopeParamShapeError: one of another shape, also if it could be
+        flax.errors.ScopeParamShapeError: one has the wrong shape, even if it could be
             broadcast.
     """
     params = flax.core.meta.unbox(cell.variables.get("params", {}))

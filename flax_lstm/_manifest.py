@@ -1,8 +1,8 @@
 """SHA-256 of every file of a checkpoint, since Orbax's payloads carry no checksum.
 
-`STEP.sha256` stands beside the folder `STEP`, in the form that `sha256sum --check`
-reads. It is written after the folder is complete, so a folder without one is a save
-that was cut short, or has lost it: either way, not to be trusted.
+`STEP.sha256` is next to the folder `STEP`, in the format that `sha256sum --check`
+reads. It is written once the folder is complete, so if it is missing, either the save
+was cut short or the file was lost; in both cases the folder is not to be trusted.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 
 _SUFFIX = ".sha256"
 _DIGITS = hashlib.sha256().digest_size * 2
-# Of a stranger's manifest no more is read; ours have a line for each of some 30 files.
+# The most that is read of an untrusted manifest; ours list some 30 files.
 _MOST_BYTES = 2**22
 
 
@@ -27,7 +27,7 @@ def manifest_path(folder: str, step: int) -> str:
 
 
 def write_manifest(folder: str, step: int) -> None:
-    """Records the files of `step`; whole or not at all."""
+    """Writes the manifest of `step`, atomically."""
     digests = {name: _digest(folder, name) for name in _files(folder, step)}
     path = manifest_path(folder, step)
     temporary = f"{path}.tmp"
@@ -77,8 +77,8 @@ def _recorded(folder: str, step: int) -> dict[str, str]:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError as error:
         raise UnfinishedCheckpointError(
-            f"step {step}: {name} is missing (a save that was cut short, or one of "
-            f"before format version 2)"
+            f"step {step}: {name} is missing (the save was cut short, or predates "
+            f"format version 2)"
         ) from error
     recorded = {}
     try:
@@ -95,14 +95,16 @@ def _recorded(folder: str, step: int) -> dict[str, str]:
 
 
 def _files(folder: str, step: int) -> list[str]:
-    """Relative to `folder`, with "/"; a link is a file whose content is elsewhere."""
+    """Paths relative to `folder`, with "/"; raises for links and other non-files."""
     names = []
     top = os.path.join(folder, str(step))
     for parent, folders, files in os.walk(top, onerror=_raise_unless_gone):
         for name in files + [n for n in folders if os.path.islink(f"{parent}/{n}")]:
             path = os.path.join(parent, name)
             if os.path.islink(path) or not os.path.isfile(path):
-                raise DamagedCheckpointError(f"step {step}: {path} is no plain file")
+                raise DamagedCheckpointError(
+                    f"step {step}: {path} is not a regular file"
+                )
             names.append(os.path.relpath(path, folder).replace(os.sep, "/"))
     return sorted(names)
 

@@ -1,16 +1,18 @@
-r"""An LSTM layer by compiled loops: `implementation='native'`.
+r"""An LSTM layer as compiled loops: `implementation='native'`.
 
-XLA runs a layer's step as a dozen small programs, lays out the weights anew for each
-product, and sends gates and states through memory in between. Here a whole layer is
-one call (`flax_lstm/native`). On a CPU, weights are laid out once, gates are computed
-on the product's sums before they leave the registers, and rows of a batch, or units of
-few rows, are spread over all cores. On an NVIDIA GPU, once its kernels are compiled
-and for up to 128 units, the recurrent weights stay on the chip (`_persistent_lstm`).
+XLA runs a layer's step as a dozen small kernels, packs the weights anew for each
+product, and writes gates and states to memory in between. Here a whole layer is one
+call (`flax_lstm/native`). On a CPU, weights are packed once, gates are computed from
+the product's sums before those leave the registers, and the rows of a batch (or, if
+there are few rows, the units) are spread over all cores. On an NVIDIA GPU, once its
+kernels are compiled and for up to 128 units, the recurrent weights stay on the chip
+(`_persistent_lstm`).
 
-Each loop has a reference implementation in JAX's own operations, the fused one's, from
-which derivatives of every kind, vmap and other platforms come (`_native_primitives`).
+Each loop has a reference implementation in JAX operations, taken from the fused one,
+which provides derivatives of every kind, vmap and other platforms
+(`_native_primitives`).
 
-It is float32 without projection, of known sizes. The equations are those of
+It is for float32, without projection and with known sizes. The equations are those of
 `flax_lstm/_fused_lstm.py`.
 
 Source: https://docs.jax.dev/en/latest/ffi.html
@@ -41,7 +43,7 @@ def run_native_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """A `Recurrence`, of an `LSTMCell` with its usual gate functions."""
+    """A `Recurrence` for an `LSTMCell` with its default gate functions."""
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     require_float32(inputs.dtype, "native")
@@ -64,7 +66,7 @@ def run_native_or_fused_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """`implementation='auto'`: a CPU's loops where they are compiled and can serve."""
+    """`implementation='auto'`: the CPU loops where they are compiled and applicable."""
     serves = (
         inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
     )

@@ -1,20 +1,20 @@
-"""The native loops as JAX's primitives: their derivatives, and where they are called.
+"""The native loops as JAX primitives: their derivatives, and where they are called.
 
-Four primitives stand for a layer. From the reference implementation of each
-(`_native_reference`) comes everything that the loops have no part in:
+A layer has four primitives. The reference implementation of each (`_native_reference`)
+provides whatever the loops do not:
 
-- `forward_p`, `forward_keeping_p` and `backward_p` are the loops. What they are under
-  vmap, and the derivatives of the latter two, are those of their reference.
-- The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` keeps.
+- `forward_p`, `forward_keeping_p` and `backward_p` are the loops. Their batching under
+  vmap, and the derivatives of the last two, are those of their reference.
+- The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` saves.
 - `tangents_p`, the linear map from tangents to tangents, is always its reference, but
   its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode,
   second derivatives and vmap work as with the fused implementation.
 
-A loop is called where a program is lowered for a CPU, or for an NVIDIA GPU where that
-is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
-axes. Elsewhere, in a program that XLA itself spreads over devices, and in one that
-`jax.export` writes for machines that have no such loops, the reference is compiled in
-its place.
+A loop is called where a computation is lowered for a CPU, or for an NVIDIA GPU where
+that is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
+axes. Elsewhere, in a computation that XLA itself partitions over devices, and in one
+that `jax.export` writes for machines that have no such loops, the reference is compiled
+in its place.
 """
 
 from collections.abc import Callable
@@ -39,11 +39,11 @@ from flax_lstm._reference_primitive import (
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
-# Of native/backward.h, with native/vectors.h's kRows, which is this at most.
+# The largest kRows of native/vectors.h, and kRowsAtOnce of native/backward.h.
 _MOST_ROWS_A_TILE = 6
 _ROWS_A_CHUNK = 128
 
-# Of the arguments of `backward_p`.
+# Which arguments of `backward_p` are the saved gates.
 _KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + NUM_GATES)
 
 
@@ -57,14 +57,14 @@ def lower_to_loop(
     """Has `primitive` call a CPU's loop where one can be called.
 
     Args:
-        primitive: whose lowering it becomes.
-        reference: what is compiled where none can be called.
+        primitive: the one to lower.
+        reference: what is compiled where no loop can be called.
         target: the loop's name.
-        overwritten: arguments in whose memory the loop works: results behind its own.
-            XLA copies those that somebody else still needs.
-        scratch_size: of the arguments, how many numbers of scratch the loop needs: its
-            last result. Among XLA's own buffers it is shared with whatever else needs
-            memory at another time.
+        overwritten: arguments that the loop overwrites; they become results after its
+            own. XLA copies those that are still needed elsewhere.
+        scratch_size: from the arguments, how many elements of scratch memory the loop
+            needs: its last result. As one of XLA's own buffers, it shares memory with
+            whatever is needed at another time.
     """
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
@@ -96,7 +96,7 @@ def lower_to_loop(
 def lower_to_kernel(
     primitive, reference: Reference, lower_call, platform="cuda"
 ) -> None:
-    """Has `primitive` call a GPU's kernel where it is asked for and can serve."""
+    """Has `primitive` call a GPU's kernel where it is asked for and applicable."""
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
     def lower(context, *arguments, options, **params):
@@ -112,7 +112,7 @@ def lower_to_kernel(
 
 
 def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
-    """An upper bound of what `Backward::scratch_size` asks for."""
+    """An upper bound on what `Backward::scratch_size` asks for."""
     steps, batch, inputs = x.shape
     units = kernel.shape[-1]
     most_inputs = inputs + units + _MOST_ROWS_A_TILE

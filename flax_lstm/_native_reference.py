@@ -1,7 +1,7 @@
-"""The native loops' reference implementation, made of the fused one's parts.
+"""The native loops' reference implementation, built from parts of the fused one.
 
-Arguments and results are in the order of native/lstm.cc; of weights there is one for
-each gate, and `valid` comes last and may be missing.
+Arguments and results are in the order of native/lstm.cc; weights are one array per
+gate, and `valid` comes last and may be missing.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from flax_lstm._reference_primitive import Reference
 NUM_GATES = len(GATES)
 KEPT = 5
 # Arguments of `tangents` that it is not linear in: x, kernels, h_0, y and what is
-# kept; and those that it is, less x.
+# saved; and those that it is linear in, without x's tangent.
 KNOWN = 1 + 2 * NUM_GATES + 2 + KEPT
 LINEAR = 3 * NUM_GATES + 2
 # Those that `backward` is linear in: the gradients of y, h_n and c_n.
@@ -28,13 +28,13 @@ GRADIENTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
-    """What is fixed of a layer when it is traced.
+    """What is fixed when a layer is traced.
 
     Attributes:
-        reverse: from the last step to the first.
+        reverse: whether to run from the last step to the first.
         on_gpu: whether a GPU's kernels may be called.
-        precision: what `jax_default_matmul_precision` was. The reference may be
-            traced later, when that is another one.
+        precision: `jax_default_matmul_precision` at that time. The reference may be
+            traced later, when the setting has changed.
     """
 
     reverse: bool
@@ -43,7 +43,7 @@ class LayerOptions:
 
 
 def as_precise(reference: Reference) -> Reference:
-    """`reference` with products of the precision of when its layer was traced."""
+    """`reference` with the matmul precision at which its layer was traced."""
 
     @functools.wraps(reference)
     def run(*arrays, options, **params):
@@ -65,7 +65,7 @@ def forward(x, *others, options):
 
 @as_precise
 def forward_keeping(x, *others, options):
-    """The same, and `Kept` but for m."""
+    """The same, and `Kept` without m."""
     weights, (h_0, c_0, *valid) = _weights(others, biased=True)
     (c_n, h_n), y, kept = fused.forward(
         options.reverse, weights, x, _given(valid), (c_0, h_0), keep=True
@@ -77,7 +77,7 @@ def forward_keeping(x, *others, options):
 def tangents(x, *others, options, needs_x):
     """The tangents of `forward`'s results.
 
-    Linear in every argument after the first `KNOWN` but `valid`.
+    Linear in every argument after the first `KNOWN`, except `valid`.
     """
     weights, others = _weights(others, biased=False)
     h_0, y, *kept = others[: 2 + KEPT]

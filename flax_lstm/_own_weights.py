@@ -1,7 +1,7 @@
-"""Weights that a module has no use for: Flax leaves them aside, torch refuses them.
+"""Weights that a module has no use for: Flax ignores them, torch rejects them.
 
-Only names that our stacks give count. What a subclass, or a module that shares its
-scope (`nn.share_scope`), has beside them is its own.
+Only names that our stacks use are checked. What a subclass, or a module that shares its
+scope (`nn.share_scope`), has besides them is its own.
 """
 
 import functools
@@ -20,22 +20,22 @@ def require_own_weights(
     options: Mapping[str, Any],
     layout: CellLayout | None,
 ) -> None:
-    """Nothing in `params` belongs to another stack.
+    """Checks that nothing in `params` belongs to a different stack.
 
     Args:
         params: what stands under `'params'`.
         layers: the names of the layers' trees.
-        options: of the stack, by torch's names: those that decide what weights it has.
-        layout: of its cells; None if it is not known, and whatever they have is theirs.
+        options: the stack's options that decide which weights it has, by torch's names.
+        layout: that of its cells; None if unknown, when they may have any weights.
 
     Raises:
-        ValueError: layers, directions, biases or projections that this one has not, or
-            torch's names.
+        ValueError: layers, directions, biases or projections that this stack does not
+            have, or torch's names.
     """
     if "weight_ih_l0" in params:
         raise ValueError(
-            "params: expected names as layer_0, got torch's, weight_ih_l0; convert "
-            "them with params_from_torch"
+            "params: expected names such as layer_0, got torch's, weight_ih_l0; "
+            "convert them with params_from_torch"
         )
     unexpected = [name for name in params if _LAYER.fullmatch(name)]
     unexpected = [name for name in unexpected if name not in layers]
@@ -57,7 +57,7 @@ def require_own_weights(
 
 
 def require_no_attention(params: Mapping[str, Any], pooling: str) -> None:
-    """`params` are not those of a classifier whose attention `pooling` does without."""
+    """Checks that `params` have no attention, which this `pooling` does not use."""
     if "attention" in params:
         raise ValueError(
             f"params: unexpected attention; expected the weights of a classifier with "

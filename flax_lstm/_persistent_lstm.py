@@ -1,12 +1,12 @@
 """The recurrence of `implementation='native'` on an NVIDIA GPU, as XLA calls it.
 
-What depends on the step before is one kernel a layer and direction
-(`flax_lstm/native/persistent.h`); the inputs' product before it, and after it the
-gradients of weights and inputs, are XLA's products, as precise as
-`jax_default_matmul_precision` says. The kernel's own are in float32.
+What depends on the previous step is one kernel per layer and direction
+(`flax_lstm/native/persistent.h`); the input product before it, and the gradients of
+weights and inputs after it, are XLA's products, as precise as
+`jax_default_matmul_precision` says. The kernel's own products are in float32.
 
-Written and tested by threads of a CPU in the place of a GPU's
-(`tests/test_persistent.py`), not yet run on one.
+Tested with a CPU's threads in place of a GPU's (`tests/test_persistent.py`); not yet
+run on a GPU.
 """
 
 import functools
@@ -21,10 +21,10 @@ from flax_lstm import _fused_lstm as fused
 from flax_lstm._native_reference import KEPT, NUM_GATES, as_precise
 from flax_lstm.native.library import GPU
 
-# Of native/persistent_calls.h. The weights of more units than the first number need
-# shared memory, of which a block gets enough (193 KiB) on some processors only.
+# As in native/persistent_calls.h. The weights of more units than the first number need
+# shared memory, of which only some GPUs give a block enough (193 KiB).
 _UNITS_IN_REGISTERS, _MOST_UNITS = 64, 128
-# Of an array, which an index of 32 bits counts, with one step more.
+# Elements of an array, plus one step, that a 32-bit index can count.
 _MOST_NUMBERS = 2**31 - 1
 _WITH_MUCH_SHARED_MEMORY = ("9", "10")
 
@@ -32,7 +32,7 @@ Lowering = Callable[..., Sequence[Any]]
 
 
 def can_serve(context: mlir.LoweringRuleContext) -> bool:
-    """Whether the kernels are compiled, and the layer of a size that they hold."""
+    """Whether the kernels are compiled, and support a layer of this size."""
     x: Any = context.avals_in[0]
     kernel: Any = context.avals_in[1 + NUM_GATES]
     try:
@@ -137,8 +137,8 @@ def _gradients_after(d_z, x, *others, options, needs_x):
 
 
 def _lower_part(context, function, values, avals):
-    """The values that `function` gives, and what they are."""
-    # Of this device's part: an explicit mesh of one device has names for its axes.
+    """The values that `function` returns, lowered, and their avals."""
+    # Without shardings: those of an explicit mesh of one device would name its axes.
     avals = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
     results = jax.make_jaxpr(function)(*avals).out_avals
     lower = mlir.lower_fun(function, multiple_results=True)

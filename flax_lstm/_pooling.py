@@ -1,7 +1,7 @@
 """From a sequence's outputs to one vector, each row by its own length.
 
-The functions take outputs (T, B, F), or (T, F) without lengths, which are zero
-behind a row's end, as a stack leaves them. A row of length 0 gives zeros.
+The functions take outputs (T, B, F), or (T, F) without lengths; past a row's end the
+outputs are zero, as a stack returns them. A row of length 0 gives zeros.
 """
 
 import flax.linen as nn
@@ -35,7 +35,7 @@ def mean_over_steps(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
 
 
 class AttentionPooling(nn.Module):
-    r"""A mean of the steps, weighted by how well each answers one learned query.
+    r"""A mean of the steps, weighted by how well each matches one learned query.
 
     .. math::
         u_t = \tanh(W h_t + b), \quad
@@ -67,7 +67,7 @@ class AttentionPooling(nn.Module):
         )
         query = nn.Dense(
             1,
-            use_bias=False,  # It would be the same for all steps, and cancel.
+            use_bias=False,  # A bias would be the same for all steps, and cancel.
             kernel_init=init,
             dtype=output.dtype,
             param_dtype=self.param_dtype,
@@ -77,7 +77,7 @@ class AttentionPooling(nn.Module):
         scores = query(jnp.tanh(projection(output))).astype(accurate)
         if lengths is not None:
             valid = jnp.arange(output.shape[0])[:, None] < lengths[None]
-            # Finite, so that a row without any step has weights, of its zeros.
+            # Finite, so that the weights of a row without any step are finite, too.
             none = jnp.finfo(scores.dtype).min
             scores = jnp.where(valid[..., None], scores, none)
         weights = jax.nn.softmax(scores, axis=0)

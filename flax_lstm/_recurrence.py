@@ -30,7 +30,7 @@ def scan_over_time(
     """One `nn.scan` over the cell, a step at a time.
 
     Args:
-        cell: a Linen module after `StackableCell`, bound.
+        cell: a bound Linen module that follows `StackableCell`.
         carry: the cell's state before the first step; leaves (B, …).
         inputs: (T, B, I). Where `valid` is False they must be finite.
         valid: (T, B) bool, or None if every step of every row counts. A step that

@@ -1,8 +1,8 @@
-"""A primitive of JAX's with a reference implementation in JAX's own operations.
+"""JAX primitives with a reference implementation in JAX operations.
 
-What computes the same faster is called where a program is lowered for a platform that
-has it. From the reference comes everything else: shapes, derivatives, vmap, and what
-is compiled where the call can't be made.
+Faster code for the same is called where a computation is lowered for a platform that
+has it. The reference provides everything else: shapes, derivatives, vmap, and what is
+compiled where the call can't be made.
 """
 
 import functools
@@ -29,7 +29,7 @@ def primitive_with_reference(
 ) -> jax.extend.core.Primitive:
     """A primitive with the shapes, derivatives and batching of `reference`.
 
-    It is lowered as the reference; for other platforms, register something faster.
+    It is lowered as the reference unless something faster is registered for a platform.
     """
     primitive = jax.extend.core.Primitive(name)
     primitive.multiple_results = True
@@ -64,7 +64,7 @@ def transpose_each_other(
     linear: Callable[..., int],
     gradients: int,
 ) -> None:
-    """Has each of two linear maps be the other's transpose.
+    """Makes each of two linear maps the transpose of the other.
 
     Both take `known` arguments that they are not linear in, then those that they are,
     and then others that they are not linear in.
@@ -74,8 +74,9 @@ def transpose_each_other(
         backward_p: from gradients to gradients.
         backward: the latter's reference implementation.
         known: as above.
-        linear: how many `tangents_p` is linear in, of its parameters.
-        gradients: how many `backward_p` is linear in.
+        linear: from its parameters, the number of arguments that `tangents_p` is linear
+            in.
+        gradients: the number of arguments that `backward_p` is linear in.
     """
 
     def of_tangents(given, *operands, **params):
@@ -108,10 +109,10 @@ def transpose_each_other(
 
 
 def devices_if_callable(module: mlir.ModuleContext) -> int | None:
-    """How many devices of this process a program runs on; None if it can't call.
+    """How many devices of this process `module` runs on; None if it can't call.
 
-    It can where each device has its own part of the data and runs it as it stands: on
-    one device, or inside `jax.shard_map` over all axes of a mesh.
+    It can where each device runs the code as it is on its own part of the data: on one
+    device, or inside `jax.shard_map` over all axes of a mesh.
     """
     if module.lowering_parameters.for_export:
         return None

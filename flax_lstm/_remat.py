@@ -1,4 +1,4 @@
-"""Less memory for a long sequence: keep few states, compute the rest again."""
+"""Less memory for a long sequence: save few states, recompute the rest."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from flax_lstm._recurrence import Recurrence, with_varying_axes_of
 def remat_over_time(recur: Recurrence) -> Recurrence:
     """`recur` in stretches of ⌈√T⌉ steps, of which only the carries are kept.
 
-    The backward pass runs each stretch a second time, so what is kept beside the
+    The backward pass runs each stretch a second time, so what is saved besides the
     layer's inputs and outputs grows with √T instead of T.
     """
 
@@ -46,8 +46,8 @@ def remat_over_time(recur: Recurrence) -> Recurrence:
         steps = inputs.shape[0]
         if not isinstance(steps, int):
             raise ValueError(
-                f"remat: expected a known number of steps, of which the root is taken, "
-                f"got the symbolic {steps}"
+                f"remat: expected a known number of steps, since its square root is "
+                f"needed, got the symbolic {steps}"
             )
         length = math.isqrt(steps - 1) + 1
         whole = steps // length * length

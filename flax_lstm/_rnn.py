@@ -14,7 +14,7 @@ NONLINEARITIES: Mapping[str, Callable[..., Any]] = {"tanh": nn.tanh, "relu": nn.
 
 
 class StackedRNN(HiddenStateStack):
-    r"""A multi-layer, optionally bidirectional RNN with torch.nn.RNN's meaning.
+    r"""A multi-layer, optionally bidirectional RNN with torch.nn.RNN's semantics.
 
     Each layer computes, for t = 1 … T and with :math:`h` starting from the given
     state or zero,
@@ -27,35 +27,36 @@ class StackedRNN(HiddenStateStack):
     Axis letters: `B` batch, `T` time, `I` input_size, `H` hidden_size, `L`
     num_layers, `D` directions.
 
-    Differences from torch, on purpose: torch's two biases are one here
-    (`params_from_torch` adds them, `scale_by_torch_biases` trains them alike);
-    variable lengths come as `seq_lengths` instead of a PackedSequence, and may be
-    0; dropout needs `deterministic=False` and a key.
+    Intended differences from torch: there is one bias, which stands for the sum of
+    torch's two (`params_from_torch` adds them, `scale_by_torch_biases` makes it train
+    like their sum); variable lengths are passed as `seq_lengths` instead of a
+    PackedSequence, and may be 0; dropout needs `deterministic=False` and a PRNG key.
 
     Args:
         input_size: I, number of features of one step.
         hidden_size: H, number of features of the hidden state.
         num_layers: L, number of layers; each reads the output of the one below.
         nonlinearity: `'tanh'` or `'relu'`.
-        bias: False for a layer without any bias parameters.
-        batch_first: True if input and output are (B, T, ·); states never are.
-        dropout: probability with which an element of every layer's output but the
-            last's is zeroed, when `deterministic=False`.
-        bidirectional: True to also read every layer's input from its end (D = 2).
+        bias: False for no bias parameters at all.
+        batch_first: True if input and output are (B, T, ·); states are (L·D, B, ·)
+            either way.
+        dropout: probability that an element of the output of any layer but the last
+            is zeroed, when `deterministic=False`.
+        bidirectional: True to also run every layer in reverse over its input (D = 2).
         dtype: dtype of the computation; None promotes input, h_0 and parameters.
         param_dtype: dtype in which parameters are created.
         kernel_init: initializer of the input kernels, (I, H) each.
         recurrent_kernel_init: initializer of the hidden kernels, (H, H) each.
         bias_init: initializer of the biases, (H,) each. All initializers default
-            to torch's U(-1/√H, 1/√H), the bias to the sum of two such draws.
+            to torch's U(-1/√H, 1/√H), except that a bias is the sum of two such draws.
         implementation: how the recurrence over time is run. `'scan'`: `nn.scan`
             over the cell, step by step. `'auto'`: `'scan'`.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
-            pass and compute the others again, for long sequences.
+            pass and recompute the others, for long sequences.
 
     Parameters (under `'params'`): for each layer k, and for each reverse direction
     with `_reverse` appended, `layer_{k}/i/{kernel,bias}` (I or D·H, H) and (H,), and
-    `layer_{k}/h/kernel` (H, H). They are SimpleCell's own names.
+    `layer_{k}/h/kernel` (H, H). The names are those of flax.linen.SimpleCell.
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.

@@ -10,10 +10,10 @@ from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 
 class RNNCell(HiddenStateCell, nn.SimpleCell):
-    r"""`flax.linen.SimpleCell` with the one option that torch has beyond it.
+    r"""`flax.linen.SimpleCell` with the one option that torch has and Flax lacks.
 
-    The carry h and the parameter names (`i`, with the bias, and `h`) are Flax's, so
-    parameters of the stock cell fit. What is added: no bias parameters.
+    The carry h and the parameter names (`i`, with the bias, and `h`) are Flax's, so the
+    stock cell's parameters can be used. Added is `use_bias=False`.
 
     .. math::
         h' = \tanh(W_i x + b_i + W_h h)

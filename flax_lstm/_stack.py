@@ -27,16 +27,16 @@ from flax_lstm._own_weights import require_own_weights
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
-# Layers alike are traced once.
+# Identical layers are traced once.
 scan_known_layers = compiled_once(scan_over_time, static=("reverse",), named=False)
 
 
 def warn_of_idle_dropout(module: Any) -> None:
-    """Warns as torch does of dropout without a layer to apply it to.
+    """Warns, as torch does, of dropout without a layer to apply it to.
 
     To be called from a module's `__post_init__`. Flax clones a module whenever it
-    binds it to variables (its parent is a Scope then); the warning belongs to the
-    user's own construction.
+    binds it to variables (its parent is then a Scope); the warning is given only when
+    the user constructs the module.
     """
     bound = isinstance(module.parent, flax.core.Scope)
     if module.dropout > 0 and module.num_layers == 1 and not bound:
@@ -44,7 +44,7 @@ def warn_of_idle_dropout(module: Any) -> None:
             f"dropout: it is applied after every layer but the last, so "
             f"dropout={module.dropout} does nothing with num_layers=1",
             UserWarning,
-            stacklevel=5,  # Here, __post_init__, Flax's two __init__: the caller.
+            stacklevel=5,  # This, __post_init__, Flax's two __init__, the caller.
         )
 
 
@@ -52,8 +52,8 @@ class RecurrentStack(nn.Module, kw_only=True):
     """A stack of recurrent layers, each in one or two directions.
 
     Subclasses declare torch's own options in torch's order, name their cell's
-    class and build one cell; see `StackedLSTM`. What is Flax's or JAX's is
-    declared here, by keyword only.
+    class and build one cell; see `StackedLSTM`. Options specific to Flax or JAX are
+    declared here, as keyword-only arguments.
 
     The parameters of layer k are the cell's own tree under `layer_{k}`, those of
     its reverse direction under `layer_{k}_reverse`.
@@ -88,8 +88,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         dropout: float
         bidirectional: bool
 
-    # Flax's wrapping is for what a user calls. Around a helper it shows as an output
-    # what that returns (`tabulate`), and asks for a scope, before there is one.
+    # Flax wraps methods for users to call. Around a helper the wrapper makes `tabulate`
+    # list the return value as an output, and needs a scope before there is one.
     @nn.nowrap
     @abc.abstractmethod
     def make_cell(self, dtype: DTypeLike, name: str) -> Any:
@@ -121,12 +121,12 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.remat and self.implementation in self.stack_implementations:
             raise ValueError(
                 f"remat: expected False with implementation={self.implementation!r}, "
-                f"which keeps what it needs by itself, got True"
+                f"which decides itself what to save for the backward pass, got True"
             )
 
     @nn.nowrap
     def initializer_of(self, option: str, torch_default: Initializer) -> Initializer:
-        """What the user gave as `option`, whose errors name it, or torch's own."""
+        """The user's initializer, whose errors name `option`, or torch's."""
         given = getattr(self, option)
         return torch_default if given is None else named(option, given)
 
@@ -173,7 +173,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         Args:
             input: (T, B, I), (B, T, I) if batch_first, or (T, I).
             hx: None, or the states as torch takes them: a tuple of (L·D, B, ·)
-                arrays, (L·D, ·) with (T, I), or the array alone if it is the only one.
+                arrays, (L·D, ·) with (T, I), or the array itself if there is only one.
             seq_lengths: None or (B,) integers.
             deterministic: False to apply dropout.
 
@@ -240,7 +240,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def reads(self) -> Hashable:
-        """What a `keepable` implementation reads beside its arguments."""
+        """What a `keepable` implementation reads besides its arguments."""
         return reads_of(self.recurrence)(self)
 
     @nn.nowrap
@@ -272,7 +272,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         layers = [name for names in self._layer_names for name in names]
         options = ("num_layers", "bidirectional", "bias", "proj_size")
         given = {name: getattr(self, name) for name in options if hasattr(self, name)}
-        # A cell of a user's need not have a layout.
+        # A user's own cell need not have a layout.
         layout = getattr(self.cell_class, "torch_layout", None)
         require_own_weights(params, layers, given, layout)
 
@@ -304,8 +304,8 @@ class RecurrentStack(nn.Module, kw_only=True):
     def computation_dtype(self, x: jax.Array, state: State | None = None) -> Any:
         """`dtype` if set; else what input, hidden state and parameters promote to.
 
-        The cell state has no say: it is float32 beside bfloat16 anyway. Parameters
-        that are not there yet count as `param_dtype`.
+        The cell state is left out: with bfloat16 it is float32 anyway. Parameters that
+        do not exist yet count as `param_dtype`.
         """
         if self.dtype is not None:
             return self.dtype

@@ -16,9 +16,8 @@ def read_state_dict(source: Any) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that is no safetensors file.
-        TypeError: something else than a mapping or a path, or an entry that is no
-            array.
+        ValueError: a file that is not a safetensors file.
+        TypeError: neither a mapping nor a path, or an entry that is not an array.
     """
     if isinstance(source, (str, os.PathLike)):
         return _read_safetensors(os.fspath(source))
@@ -40,10 +39,10 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     try:
         return dict(safetensors.numpy.load_file(path))
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
-        # The last is its word for a dtype that NumPy has not.
+        # AttributeError is what it raises for a dtype that NumPy lacks.
         raise ValueError(
             f"state_dict: expected a .safetensors file, got {path} ({error}); a torch "
-            f"pickle (.pt, .pth) is never read here: in torch, "
+            f"pickle (.pt, .pth) is never read here; to convert one, in torch: "
             f"safetensors.torch.save_file(torch.load(path, weights_only=True), "
             f"new_path)"
         ) from error
@@ -64,7 +63,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def require_floating(argument: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """All of them are real and floating; else a TypeError that lists the others."""
+    """Raises a TypeError that lists those that are not real and floating-point."""
     others = [
         f"{name} {array.dtype}"
         for name, array in sorted(tensors.items())
@@ -86,32 +85,32 @@ def behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 def as_jax(params: dict[str, Any]) -> dict[str, Any]:
     """A tree of NumPy arrays as one of JAX arrays, copies.
 
-    `jnp.asarray` may share memory (JAX 0.10.0 does), in which torch trains on.
+    `jnp.asarray` may share the memory (JAX 0.10.0 does), which torch may then train.
     """
     return jax.tree.map(jnp.array, params)
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A tree's leaves, out of their boxes, by their paths, `layer_0/hi/kernel`.
+    """A tree's leaves, unboxed, by their paths such as `layer_0/hi/kernel`.
 
     Raises:
-        TypeError: something else than a tree of arrays.
-        ValueError: the tree's parent.
+        TypeError: not a tree of arrays.
+        ValueError: the variables that contain the tree.
     """
     if not isinstance(params, Mapping):
         raise TypeError(
-            f"params: expected a mapping of names, what stands under 'params', got a "
+            f"params: expected a mapping of names, the tree under 'params', got a "
             f"{type(params).__name__}"
         )
     if params.keys() == {"params"}:
         raise ValueError(
-            "params: expected what stands under 'params', got the variables around "
+            "params: expected the tree under 'params', got the variables that contain "
             "it; pass variables['params']"
         )
     leaves = flax.core.meta.unbox(flatten_dict(dict(params), sep="/"))
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "shape"):
-            # Of `flax.nnx`, whose State is no tree of dicts.
+            # From `flax.nnx`, whose State is not a tree of dicts.
             hint = (
                 "; pass nnx.to_pure_dict(state)" if hasattr(leaf, "flat_state") else ""
             )
@@ -128,7 +127,7 @@ def writable(array: Any) -> np.ndarray:
 
 
 def require_names(argument: str, expected: Iterable[str], got: Iterable[str]) -> None:
-    """`got` are exactly the names `expected`; else a ValueError that lists both."""
+    """Raises a ValueError that lists what `got` lacks of `expected`, or has besides."""
     missing = sorted(set(expected) - set(got))
     unexpected = sorted(set(got) - set(expected))
     parts = []

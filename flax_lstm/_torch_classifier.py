@@ -1,4 +1,4 @@
-"""Weights from a torch classifier, a stack and a Linear, and back."""
+"""Weights from a torch classifier (a stack and a Linear), and back."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -25,9 +25,9 @@ from flax_lstm._torch_layout import (
 )
 from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
-# The head of the classifier whose training this project began with, spelt like this.
+# The name of the head in the study notes' classifier, misspelt there.
 _NOTES_HEAD = "classifer"
-# torch's names of the layers beside the stack, and ours.
+# torch's names of the layers besides the stack, and ours.
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -40,18 +40,18 @@ def classifier_params_from_torch(
     head: str | None = None,
     stack: str | None = None,
 ) -> dict[str, Any]:
-    """Parameters of a classifier from one in torch: a stack and a torch.nn.Linear.
+    """Parameters of a classifier from a torch one: a stack and a torch.nn.Linear.
 
     The stack is a torch.nn.LSTM, or for a `GRUClassifier` or an `RNNClassifier` a
-    torch.nn.GRU or torch.nn.RNN, which the shapes tell as in `params_from_torch`. With
-    `pooling='attention'` there are two more torch.nn.Linear: `attention`, (D·P, D·P),
-    and `query`, from D·P to 1 and without a bias.
+    torch.nn.GRU or torch.nn.RNN; which it is follows from the shapes, as in
+    `params_from_torch`. With `pooling='attention'` there are two more torch.nn.Linear:
+    `attention`, (D·P, D·P), and `query`, from D·P to 1 and without a bias.
 
     Args:
         state_dict: a mapping or the path of a `.safetensors` file, with the keys of
-            these modules and no other.
-        head: torch's name of the Linear, such as `'fc'`; None finds it.
-        stack: torch's name of the LSTM, GRU or RNN; None finds it.
+            these modules and no others.
+        head: the name of the Linear in torch, such as `'fc'`; None to detect it.
+        stack: the name of the LSTM, GRU or RNN in torch; None to detect it.
 
     Returns:
         What goes under `'params'`, with the entries `lstm`, `gru` or `rnn`, `head`,
@@ -115,18 +115,20 @@ def classifier_params_to_torch(
     Args:
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
             `RNNClassifier`.
-        head: torch's name of the Linear, such as `'fc'`.
-        stack: torch's name of the LSTM, GRU or RNN; by default `lstm`, `gru` or `rnn`.
+        head: the name of the Linear in torch, such as `'fc'`.
+        stack: the name of the LSTM, GRU or RNN in torch; by default `lstm`, `gru` or
+            `rnn`.
 
     Returns:
         A dict of writable NumPy arrays: the stack's under `lstm.`, `gru.` or `rnn.`,
-        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), or
-        what `stack` and `head` are instead;
+        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), under
+        the names `stack` and `head` instead if they are given;
         with `pooling='attention'` also `attention.weight` (D·P, D·P),
         `attention.bias` (D·P,) and `query.weight` (1, D·P).
 
     Raises:
-        ValueError: missing, unexpected or misshaped entries, listed.
+        ValueError: entries that are missing, unexpected or of the wrong shape (the
+            message lists them).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -176,7 +178,7 @@ def _require_string(argument: str, value: Any) -> None:
 
 
 def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
-    """Under which name torch has the stack; `lstm` if it is missing."""
+    """The name of the stack in torch; `lstm` if there is no stack."""
     found = [p.removesuffix(".") for p in prefixes_in(tensors) if p.endswith(".")]
     if stack is None:
         return found[0] if len(found) == 1 else _first_cell(tensors, ".")
@@ -190,7 +192,7 @@ def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
 
 
 def _cell_of(weights: Mapping[str, Any], stack: str) -> str:
-    """By the shapes; if no cell has such, by the name."""
+    """The kind of cell, by the shapes; if they fit none, by the name."""
     try:
         return cell_of_weights(weights, f"{stack}.")
     except ValueError:
@@ -202,7 +204,7 @@ def _cell_of(weights: Mapping[str, Any], stack: str) -> str:
 def _require_head(
     head: str, names: Mapping[str, str], tensors: Any, prefix: str
 ) -> None:
-    """If a Linear of another name is the only one, the error says which."""
+    """If the only Linear has another name, the error says which."""
     beside = [name for name in tensors if not name.startswith(prefix)]
     others = {name.rpartition(".")[0] for name in beside if name not in names}
     if f"{head}.weight" not in tensors and len(others) == 1:
@@ -213,7 +215,7 @@ def _require_head(
 
 
 def _only_head(tensors: Collection[str], prefix: str) -> str:
-    """The name of the one Linear beside the stack and the attention."""
+    """The name of the one Linear besides the stack and the attention."""
     found = {
         module
         for name in tensors
@@ -224,8 +226,8 @@ def _only_head(tensors: Collection[str], prefix: str) -> str:
     if len(found) != 1:
         shown = " and ".join(map(repr, sorted(found))) or "none"
         raise ValueError(
-            f"state_dict: expected one Linear beside the stack {prefix[:-1]!r}, got "
-            f"{shown}; head= names it among others"
+            f"state_dict: expected one Linear besides the stack {prefix[:-1]!r}, got "
+            f"{shown}; choose one with head="
         )
     return found.pop()
 

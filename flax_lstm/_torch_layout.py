@@ -1,8 +1,8 @@
 """How torch's recurrent modules lay out their weights, and how the cells here do.
 
-A torch weight stacks its gates along its first axis and is transposed against a
-Flax kernel. A torch layer has two biases for every gate; where both are only ever
-added, the cell here has one, their sum.
+A torch weight stacks its gates along its first axis and is the transpose of a Flax
+kernel. A torch layer has two biases for every gate; where only their sum matters, the
+cell here has one bias, that sum.
 """
 
 import re
@@ -41,7 +41,7 @@ class CellLayout(NamedTuple):
 
 LAYOUTS = {
     "lstm": CellLayout(("i", "f", "g", "o"), summed_on="h"),
-    # b_hn stands inside r ∘ (W_hn h + b_hn), and so is no part of a sum with b_in.
+    # b_hn is inside r ∘ (W_hn h + b_hn), and so can't be added to b_in.
     "gru": CellLayout(("r", "z", "n"), summed_on="i", apart=frozenset("n")),
     "rnn": CellLayout(("",), summed_on="i"),
 }
@@ -56,7 +56,7 @@ SUMMED_BIASES = frozenset(
 
 
 def prefixes_in(names: Iterable[str]) -> list[str]:
-    """What stands before the names of a recurrent module's first weight, sorted."""
+    """The prefixes with which a recurrent module's first weight is named, sorted."""
     first = "weight_ih_l0"
     return sorted(name.removesuffix(first) for name in names if name.endswith(first))
 
@@ -64,9 +64,9 @@ def prefixes_in(names: Iterable[str]) -> list[str]:
 def cell_of_weights(weights: Mapping[str, Any], prefix: str) -> str:
     """Which kind of cell torch's weights belong to: a key of `LAYOUTS`.
 
-    `weight_hh` is (gates·H, H), so that its shape tells. Only an LSTM has a
-    projection, and then is (4·H, P). The first layer with a fitting shape decides; a
-    layer that is misshaped is for the comparison of all shapes to find.
+    `weight_hh` is (gates·H, H), so its shape tells. Only an LSTM has a projection, and
+    its `weight_hh` is then (4·H, P). The first layer whose shape fits decides; a layer
+    of the wrong shape is found later, when all shapes are compared.
 
     Raises:
         ValueError: no layer has the shape of any kind.
@@ -106,7 +106,7 @@ def params_layers(paths: Iterable[str]) -> list[str]:
 
 
 def params_shapes(leaves: Mapping[str, Any], cell: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every entry, all after the sizes of the first layer's."""
+    """The shape that every entry should have, from the sizes in the first layer."""
     gate = LAYOUTS[cell].gates[0]
     sizes = {
         module: leaves[f"layer_0/{module}/kernel"].shape
@@ -132,7 +132,7 @@ def params_shapes(leaves: Mapping[str, Any], cell: str) -> dict[str, tuple[int, 
 
 
 class StackLayout:
-    """Which layers, directions, biases and projections a set of names speaks of."""
+    """The layers, directions, biases and projections that a set of names implies."""
 
     def __init__(self, count: int, reverse: bool, bias: bool, projection: bool):
         self.suffixes = [
@@ -147,7 +147,7 @@ class StackLayout:
     @classmethod
     def named_in(cls, names: Iterable[str]) -> "StackLayout":
         matches = [m for m in map(_KEY.fullmatch, names) if m]
-        # A stray key of a far layer must not have us list a million missing ones.
+        # A stray key such as weight_ih_l999999 must not list a million missing ones.
         found = {int(m[2]) for m in matches}
         count = next(k for k in range(len(found) + 1) if k not in found)
         return cls(
@@ -167,7 +167,7 @@ class StackLayout:
         return self.directions * self._sizes(weights, cell)[2]
 
     def shapes(self, weights: Mapping[str, Any], cell: str) -> dict[str, Any]:
-        """The shape of every name, all after the sizes of the first layer."""
+        """The shape that every name should have, from the sizes in the first layer."""
         input_size, hidden, width = self._sizes(weights, cell)
         rows = len(LAYOUTS[cell].gates) * hidden
         below = self.directions * width

@@ -11,32 +11,32 @@ if TYPE_CHECKING:
 
 
 def scale_by_torch_biases() -> "optax.GradientTransformation":
-    r"""Doubles the updates of summed biases, as two torch biases add up to.
+    r"""Doubles the updates of biases that each stand for the sum of two torch biases.
 
     torch trains :math:`b_{ih}` and :math:`b_{hh}`, which get the same gradient, and
     each takes the optimizer's step :math:`u`: their sum moves by :math:`2u`. Here
     the sum is the parameter, so its step has to be doubled. The two biases of a GRU's
     gate n are two here as well, and are left alone.
 
-    Put it behind the step's direction and before any weight decay, which torch
-    applies to each bias and so to their sum once:
+    Chain it after whatever computes the step's direction and before any weight decay,
+    which torch applies to each bias and so once to their sum:
 
         optax.chain(optax.scale_by_adam(), scale_by_torch_biases(),
                     optax.add_decayed_weights(1e-2), optax.scale_by_learning_rate(1e-3))
 
-    Without weight decay it can stand behind the whole optimizer:
+    Without weight decay it can follow the whole optimizer:
     `optax.chain(optax.adam(1e-3), scale_by_torch_biases())`.
 
-    Exact for every optimizer that treats each entry by itself (SGD, momentum,
-    RMSProp, Adam and its kin). Not covered: whatever looks at several entries at
-    once, such as clipping by global norm (torch's norm counts these gradients
-    twice), LARS and LAMB, Shampoo; and weight decay inside the gradient (torch's
-    `weight_decay` of Adam and SGD), since it would need both biases apart.
+    Exact for every elementwise optimizer (SGD, momentum, RMSProp, Adam and its
+    variants). Not covered: whatever combines several elements, such as clipping by
+    global norm (torch's norm counts these gradients twice), LARS, LAMB and Shampoo; and
+    weight decay added to the gradient (`weight_decay` of torch's Adam and SGD), since
+    that would need the two biases separately.
 
     Returns:
         A stateless `optax.GradientTransformation`. It touches the leaves
         `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` (LSTM), `ir/bias` and `iz/bias`
-        (GRU) and `i/bias` (RNN) anywhere in a tree, and no other: the head of a
+        (GRU) and `i/bias` (RNN) anywhere in a tree, and no others: the head of a
         classifier has one bias in torch as well.
 
     Example:
@@ -55,7 +55,7 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     import optax  # Here, so that `import flax_lstm` does not have to wait for it.
 
     def double(path, update):
-        # Behind them stands what boxes a parameter, if it has metadata.
+        # The path of a boxed parameter (with metadata) has more entries after these.
         names = [key.key for key in path if hasattr(key, "key")][-2:]
         is_summed = len(names) == 2 and names[0] in SUMMED_BIASES
         return 2 * update if is_summed and names[1] == "bias" else update

@@ -40,8 +40,8 @@ def params_from_torch(
     Args:
         state_dict: a mapping of torch's names to torch tensors or arrays, or the
             path of a `.safetensors` file. Nothing is ever unpickled.
-        prefix: what stands before the module's own names, such as
-            `'encoder.lstm.'`; keys without it are left aside.
+        prefix: the prefix of the module's names, such as `'encoder.lstm.'`; keys
+            without it are ignored.
 
     Returns:
         What goes under `'params'` of a `StackedLSTM`, `StackedGRU` or `StackedRNN`,
@@ -50,10 +50,10 @@ def params_from_torch(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: missing, unexpected or misshaped keys, listed; another prefix than
-            the module's names have; a file that is no safetensors file.
-        TypeError: something else than a mapping or a path, or weights that are no
-            floating-point numbers.
+        ValueError: keys that are missing, unexpected or of the wrong shape (the message
+            lists them); a prefix that the module's names don't have; a file that is not
+            a safetensors file.
+        TypeError: neither a mapping nor a path, or weights that are not floating-point.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -78,13 +78,13 @@ def params_to_torch(
 ) -> dict[str, np.ndarray]:
     """Weights for a torch.nn.LSTM, GRU or RNN from the parameters of a stack.
 
-    The inverse of `params_from_torch`: Flax to torch to Flax gives the very same
-    numbers. A bias that is torch's two summed goes into `bias_ih`, and `bias_hh`
-    becomes zero.
+    The inverse of `params_from_torch`: a round trip from Flax to torch and back returns
+    identical values. A bias that stands for the sum of torch's two is written to
+    `bias_ih`, and `bias_hh` is zero.
 
     Args:
-        params: what stands under `'params'` of a `StackedLSTM`, `StackedGRU` or
-            `StackedRNN`; its names say which.
+        params: the tree under `'params'` of a `StackedLSTM`, `StackedGRU` or
+            `StackedRNN`; its names tell which.
         prefix: what to put before torch's names.
 
     Returns:
@@ -94,8 +94,9 @@ def params_to_torch(
         first).
 
     Raises:
-        ValueError: missing, unexpected or misshaped entries, listed.
-        TypeError: something else than a mapping, or an entry that is no array.
+        ValueError: entries that are missing, unexpected or of the wrong shape (the
+            message lists them).
+        TypeError: not a mapping, or an entry that is not an array.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -114,19 +115,19 @@ def params_to_torch(
 
 
 def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
-    """If the module's names stand behind another prefix, the error says which."""
+    """If the module's names have another prefix, the error says which."""
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got a {type(prefix).__name__}")
     found = prefixes_in(tensors)
     if found and prefix not in found:
         raise ValueError(
-            f"prefix: expected {' or '.join(map(repr, found))}, behind which the "
-            f"state_dict has weight_ih_l0, got {prefix!r}"
+            f"prefix: expected {' or '.join(map(repr, found))}, the prefix "
+            f"that the state_dict gives weight_ih_l0, got {prefix!r}"
         )
 
 
 def _require_no_parent(leaves: Mapping[str, Any]) -> None:
-    """If the stack's entries stand within another's, the error says where."""
+    """If the stack's entries are nested in another tree, the error says where."""
     if any(path.startswith("layer_0/") for path in leaves):
         return
     stacks = sorted({p.partition("/layer_0/")[0] for p in leaves if "/layer_0/" in p})
@@ -135,9 +136,9 @@ def _require_no_parent(leaves: Mapping[str, Any]) -> None:
             "".join(f"[{name!r}]" for name in stack.split("/")) for stack in stacks
         )
         whole = {"head/kernel", "head/bias"} & leaves.keys()
-        hint = ", or all to classifier_params_to_torch" if whole else ""
+        hint = ", or all of it to classifier_params_to_torch" if whole else ""
         raise ValueError(
-            f"params: expected those of a stack alone, got them within others; pass "
+            f"params: expected those of a stack alone, got them nested in others; pass "
             f"params{choices}{hint}"
         )
 
@@ -150,7 +151,7 @@ def stack_from_torch(
     Args:
         weights: torch's, without their prefix.
         prefix: for messages.
-        cell: a key of `LAYOUTS`; None to have the weights say it.
+        cell: a key of `LAYOUTS`; None to infer it from the weights.
     """
     stack = StackLayout.named_in(weights)
     expected = {prefix + name for name in stack.names()}
@@ -193,9 +194,9 @@ def stack_from_torch(
 def stack_to_torch(
     leaves: Mapping[str, np.ndarray], within: str = ""
 ) -> dict[str, np.ndarray]:
-    """A stack's weights in torch's form, of its leaves by their paths.
+    """A stack's weights in torch's layout, from its leaves, which are keyed by path.
 
-    `within` stands before the paths in messages.
+    Messages show the paths with `within` in front.
     """
     cell = cell_of_params({k.partition("/")[2] for k in leaves})
     layout = LAYOUTS[cell]
@@ -216,7 +217,7 @@ def stack_to_torch(
         suffix = layer.replace("layer_", "_l", 1)
 
         def stacked(modules, kind, layer=layer):
-            """The gates' arrays, each transposed, one above the other."""
+            """The gates' arrays, each transposed, concatenated along the first axis."""
             paths = [f"{layer}/{module}/{kind}" for module in modules]
             return writable(np.concatenate([leaves[path].T for path in paths]))
 
@@ -227,7 +228,7 @@ def stack_to_torch(
             names_by_gate = [layout.bias_names(gate) for gate in layout.gates]
             b_ih = stacked([names[0] for names in names_by_gate], "bias")
             b_hh = stacked([names[-1] for names in names_by_gate], "bias")
-            # Negative zero is what addition leaves every number alone with, -0.0 too.
+            # Adding negative zero leaves every value as it is, -0.0 too.
             for gate, rows in zip(
                 layout.gates, np.split(b_hh, len(layout.gates)), strict=True
             ):

@@ -1,4 +1,4 @@
-"""Checks of what users pass in; every message names the argument and both sides.
+"""Checks of what users pass; messages name the argument, what was expected and got.
 
 Nothing here knows of a cell or a layer. The wording follows torch's where torch
 has a message for the case.
@@ -15,14 +15,14 @@ import numpy as np
 
 
 def require_positive_int(name: str, value: Any) -> None:
-    """`value` is an integer of at least 1, and no bool."""
+    """`value` is an integer of at least 1, and not a bool."""
     _require_int(name, value, "a positive integer")
     if value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
 
 
 def require_natural_int(name: str, value: Any) -> None:
-    """`value` is an integer of at least 0, and no bool."""
+    """`value` is an integer of at least 0, and not a bool."""
     _require_int(name, value, "zero or a positive integer")
     if value < 0:
         raise ValueError(f"{name}: expected zero or a positive integer, got {value}")
@@ -38,7 +38,7 @@ def _require_int(name: str, value: Any, expected: str) -> None:
 
 
 def require_probability(name: str, value: Any) -> None:
-    """`value` is a number in [0, 1], and no bool."""
+    """`value` is a number in [0, 1], and not a bool."""
     expected = "a number in [0, 1], the probability that an element is zeroed"
     _require_real(name, value, expected)
     if not 0 <= value <= 1:
@@ -46,7 +46,7 @@ def require_probability(name: str, value: Any) -> None:
 
 
 def require_number(name: str, value: Any) -> None:
-    """`value` is a finite number, and no bool."""
+    """`value` is a finite number, and not a bool."""
     _require_real(name, value, "a finite number")
     if not np.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
@@ -62,7 +62,10 @@ def require_bool(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         hint = ""
         if isinstance(value, jax.core.Tracer):
-            hint = "; under jax.jit name it in static_argnames, or set it inside"
+            hint = (
+                "; under jax.jit name it in static_argnames, or set it inside of the "
+                "function"
+            )
         raise TypeError(f"{name}: expected True or False, got {_shown(value)}{hint}")
 
 
@@ -101,7 +104,7 @@ def as_floating_array(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        # torch's own says what to do of a tensor that needs a gradient.
+        # torch's own message says what to do with a tensor that requires grad.
         why = f" ({error})" if hasattr(value, "detach") else ""
         if hasattr(value, "batch_sizes"):  # A PackedSequence of torch's.
             why = "; pass the padded array, and its lengths as seq_lengths="
@@ -138,8 +141,8 @@ def require_input_shape(name: str, x: jax.Array, input_size: int, time: int) -> 
 def as_states(names: Sequence[str], state: Any) -> tuple[Any, ...]:
     """`state` as a tuple with one entry for each of `names`.
 
-    As torch has it, several states are passed as a tuple (or list), and one alone as
-    the array that it is.
+    As in torch, several states are passed as a tuple (or list), and a single one as a
+    bare array.
     """
     one = len(names) == 1
     expected = f"an array {names[0]}" if one else f"a tuple ({', '.join(names)})"
@@ -163,8 +166,8 @@ def as_lengths(
 ) -> jax.Array:
     """`seq_lengths` as (B,) int32 within [0, T].
 
-    Values that are known here must lie in the range; the values of a traced
-    array (under jit, vmap, …) cannot raise and are clipped to it.
+    Concrete values outside of the range raise; those of a traced array (under jit,
+    vmap, …) can't, and are clipped to it.
     """
     name = "seq_lengths"
     if len(x_shape) == 2:
@@ -187,7 +190,7 @@ def as_lengths(
                 f"got {values[row]} in row {row}"
             )
     # Clipped before the cast, so that no wide integer wraps around into the range; but
-    # a narrow one, which may not hold `steps`, after it.
+    # after it for a narrow dtype, which may not be able to represent `steps`.
     array = jnp.asarray(array)
     if array.dtype.itemsize < jnp.dtype(jnp.int32).itemsize:
         array = array.astype(jnp.int32)
@@ -195,11 +198,11 @@ def as_lengths(
 
 
 def _as_array(value: Any) -> Any:
-    """A NumPy array where the numbers are known, whatever their dtype, or JAX's."""
+    """A JAX array if `value` is or holds one, else a NumPy array of any dtype."""
     if isinstance(value, jax.Array):
         return value
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
-        return jnp.asarray(value)  # Of a list, of which one may be traced.
+        return jnp.asarray(value)  # A list, of whose items one may be traced.
     try:
         return np.asarray(value)
     except ValueError:

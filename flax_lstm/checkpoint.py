@@ -1,16 +1,16 @@
-"""The form of a classifier's checkpoint, and loading one.
+"""The format of a classifier's checkpoints, and loading one.
 
-A checkpoint folder is what `orbax.checkpoint.CheckpointManager` writes, one folder
-a step, with these items:
+A checkpoint folder is what `orbax.checkpoint.CheckpointManager` writes, one folder per
+step, with these items:
 
 - `params`: the model's parameters.
-- `training`: what only a continued training needs (optimizer state, keys).
+- `training`: what is needed only to continue training (optimizer state, PRNG keys).
 - `config`: JSON with `format_version`, the `model`'s `cell` (`"lstm"`, `"gru"` or
   `"rnn"`) and options, and whatever else the writer records (the dataset, the run's
   hyper-parameters, epoch and step).
 
-Beside each step's folder stands `STEP.sha256`, which `sha256sum --check` reads too;
-what does not agree with it is not loaded.
+Next to each step's folder is `STEP.sha256`, which `sha256sum --check` reads, too; a
+checkpoint whose files do not match it is not loaded.
 
 Orbax is imported when a function here is called, not before.
 """
@@ -43,11 +43,11 @@ _UNRECORDED_OPTIONS = ("implementation", "remat", "parent", "name")
 
 
 class NoCheckpointError(FileNotFoundError):
-    """No such folder, no checkpoint in it, or not the step that was asked for.
+    """There is no such folder, no checkpoint in it, or none of the requested step.
 
     Attributes:
         argument: `'path'` or `'step'`, which of the two is at fault.
-        reason: what was expected and what came.
+        reason: what was expected and what was found.
     """
 
     def __init__(self, argument: str, reason: str):
@@ -76,7 +76,7 @@ def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
     for name in _DTYPE_OPTIONS:
         if options[name] is not None:
             options[name] = jnp.dtype(options[name]).name
-    # NumPy's numbers are taken as options, but are none of JSON's.
+    # NumPy scalars are accepted as options, but JSON can't hold them.
     return {
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in options.items()
@@ -105,9 +105,9 @@ def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:
 
 
 def abstract_params(model: SequenceClassifier) -> Any:
-    """Shapes, dtypes and (one local device) sharding of `model`'s parameters.
+    """Shapes, dtypes and shardings (on one local device) of `model`'s parameters.
 
-    Orbax without such a target insists on the devices that wrote the checkpoint.
+    Without such a target, Orbax insists on the devices that wrote the checkpoint.
 
     Example:
         >>> from flax_lstm import RNNClassifier
@@ -126,7 +126,7 @@ def abstract_params(model: SequenceClassifier) -> Any:
 
 
 def checkpoint_steps(path: str | os.PathLike[str]) -> list[int]:
-    """The steps of which there are checkpoints in `path`, sound or not, ascending.
+    """The steps with a checkpoint in `path`, damaged or not, in ascending order.
 
     Raises:
         NoCheckpointError: no such folder.
@@ -140,17 +140,17 @@ def read_config(
 ) -> dict[str, Any]:
     """The `config` item of a checkpoint, with the `step` it belongs to.
 
-    Every file of the checkpoint is compared with its checksum before.
+    Every file of the checkpoint is first compared with its checksum.
 
     Args:
         path: the folder of the checkpoints (an experiment's workdir).
         step: which one; None is the newest.
 
     Raises:
-        NoCheckpointError: no such folder, no checkpoint in it, or not that step. It is
-            a FileNotFoundError.
-        DamagedCheckpointError: a file of it is not what was written.
-        ValueError: a checkpoint of another format version.
+        NoCheckpointError: there is no such folder, no checkpoint in it, or none of that
+            step. It is a FileNotFoundError.
+        DamagedCheckpointError: a file of the checkpoint is not what was written.
+        ValueError: the checkpoint is of another format version.
     """
     import orbax.checkpoint as ocp
 
@@ -162,7 +162,7 @@ def read_config(
         hint = ""
         if os.path.isdir(os.path.join(folder, CONFIG)):
             parent, name = os.path.split(folder)
-            hint = f"; it is itself that of step {name} in {parent}"
+            hint = f"; it is itself the checkpoint of step {name} in {parent}"
         raise NoCheckpointError(
             "path", f"expected a checkpoint in {path}, got none{hint}"
         )
@@ -190,7 +190,7 @@ def load_classifier(
 ) -> tuple[SequenceClassifier, dict[str, Any]]:
     """Restores a trained classifier, ready for `model.apply(variables, x)`.
 
-    The checkpoint says itself which model it holds. It is restored on this
+    The checkpoint itself records which model it holds. It is restored onto this
     process's first device, whatever number and kind of devices wrote it.
 
     Args:
@@ -203,12 +203,12 @@ def load_classifier(
         and its parameters under `variables['params']`.
 
     Raises:
-        NoCheckpointError: no such folder, no checkpoint in it, or not that step. It is
-            a FileNotFoundError.
-        DamagedCheckpointError: a file of it is not what was written; an older step
-            may be sound.
-        ValueError: a checkpoint of another format version, or of no classifier.
-        TypeError: a path or step of another type.
+        NoCheckpointError: there is no such folder, no checkpoint in it, or none of that
+            step. It is a FileNotFoundError.
+        DamagedCheckpointError: a file of the checkpoint is not what was written; an
+            older step may be intact.
+        ValueError: the checkpoint is of another format version, or not a classifier's.
+        TypeError: `path` or `step` is of the wrong type.
 
     Example:
         >>> from flax_lstm import load_classifier
@@ -271,5 +271,5 @@ def _reader(path):
 
 
 def _is_no_news(record: logging.LogRecord) -> bool:
-    """False for Orbax's warning that a folder is only read, which was asked for."""
+    """False for Orbax's warning that a folder is read-only, which was asked for."""
     return "read only" not in str(record.msg)

@@ -131,6 +131,6 @@ def test_a_path_is_a_folder_of_checkpoints(tmp_path):
     model = MODELS["gru"]
     save(tmp_path, model, model.init(jax.random.key(0), X))
     (step,) = checkpoint.checkpoint_steps(tmp_path)
-    message = rf"got none; it is itself that of step {step} in {tmp_path}$"
+    message = rf"got none; it is itself the checkpoint of step {step} in {tmp_path}$"
     with pytest.raises(FileNotFoundError, match=message):
         load_classifier(tmp_path / str(step))

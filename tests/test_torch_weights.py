@@ -406,9 +406,7 @@ def test_the_params_with_their_collection_name_around_them_are_refused():
 
 def test_the_params_around_a_stacks_are_refused_with_where_it_is():
     params = classifier("lstm").init(jax.random.key(0), batch())["params"]
-    message = (
-        r"^params: .* pass params\['lstm'\], or all to classifier_params_to_torch$"
-    )
+    message = r"^params: .* pass params\['lstm'\], or all of it to classifier_params_"
     with pytest.raises(ValueError, match=message):
         params_to_torch(params)
     inner = {"encoder": {"rnn": params["lstm"]}, "decoder": {"kernel": jnp.ones(3)}}
@@ -560,11 +558,11 @@ WRONG_CLASSIFIERS = {
     ),
     "two_heads": (
         {"fc.0.weight": np.ones((6, 6)), "fc.0.bias": np.ones(6)},
-        r"expected one Linear .*, got 'classifer' and 'fc\.0'; head= names it",
+        r"expected one Linear .*, got 'classifer' and 'fc\.0'; choose one with head=",
     ),
     "no_linear": (
         {"classifer.weight": None, "classifer.bias": None},
-        r"expected one Linear beside the stack 'lstm', got none",
+        r"expected one Linear besides the stack 'lstm', got none",
     ),
     "lstm_shape": (
         {"lstm.weight_hh_l0": np.ones((24, 5))},

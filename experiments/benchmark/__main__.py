@@ -15,23 +15,23 @@ flags.DEFINE_bool(
 flags.DEFINE_list(
     "parts",
     None,
-    "Some of processes (the notes' sizes, a process each), one_process (the same in "
-    "one), eager (outside of jit), costs (compiling, importing, memory), epoch, grid, "
-    "growth (default: all).",
+    "Some of: processes (the notes' sizes, one process per contender), one_process "
+    "(the same in one process), eager (outside of jit), costs (compiling, importing, "
+    "memory), epoch, grid, growth (default: all).",
 )
-define_path("output", "runs/benchmark", "Path of the results, less .json and .png.")
+define_path("output", "runs/benchmark", "Path of the results, without .json and .png.")
 
 flags.register_multi_flags_validator(
     ["quick", "scaling", "parts"],
     lambda given: sum(value not in (None, False) for value in given.values()) < 2,
-    "expected one of them at most",
+    "expected at most one of them",
 )
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments.benchmark import run
 
     if FLAGS.scaling:

@@ -28,7 +28,7 @@ def in_process(function: Callable[..., Any], *args: Any) -> Any:
     except EOFError:
         process.join()
         raise RuntimeError(
-            f"{function.__name__}: its process ended with {process.exitcode}"
+            f"{function.__name__}: its process ended with exit code {process.exitcode}"
         ) from None
     finally:
         process.join()
@@ -48,7 +48,7 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
     """Work that a new process makes by `make(*args)`, does when asked, and times.
 
     The process has its own memory, threads and devices, so that nothing of the
-    contenders beside it stands in its way. It starts at once and beside others; the
+    other contenders stands in its way. It starts at once, concurrently with others; the
     first call waits for it.
     """
     context = multiprocessing.get_context("spawn")
@@ -67,13 +67,13 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
             process.join()
             name = getattr(make, "__qualname__", repr(make))
             raise RuntimeError(
-                f"{name}: its process ended with {process.exitcode}"
+                f"{name}: its process ended with exit code {process.exitcode}"
             ) from None
 
     try:
         yield calls
     finally:
-        ours.close()  # Which the process takes for the end.
+        ours.close()  # The process takes this for the end.
         process.join()
 
 
@@ -98,7 +98,7 @@ def _answer(function, args, sender):
 
 
 def _leave_ctrl_c_to_the_parent():
-    """Which ends its children, as daemons, when it ends."""
+    """The parent ends its children, which are daemons, when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

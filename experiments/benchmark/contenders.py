@@ -1,4 +1,4 @@
-"""Who is compared: ours, Flax's RNN and torch, and how each process is set."""
+"""Who is compared: ours, Flax's RNN and torch, and how each process is set up."""
 
 import dataclasses
 import functools
@@ -48,13 +48,13 @@ class Contender(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """A contender with a process of its own, and what that process is told first.
+    """A contender with a process of its own, and how that process is set up.
 
     Attributes:
-        contender: that makes the work.
+        contender: the one that makes the work.
         keeps_memory: whether freed memory is kept (`experiments/allocator.py`); None
-            is as the experiment does, by the size of its training step.
-        claim: makes the CPU devices, where JAX is not left to its own one.
+            to decide by the size of the training step, as the experiment does.
+        claim: makes the CPU devices, where JAX's one default device is not used.
     """
 
     contender: Contender
@@ -105,7 +105,7 @@ def _one_device() -> dict[str, Contender]:
 
 
 def serves(name: str, sizes: Sizes) -> bool:
-    """Whether it is what its name says at this size: the kernel is fused beyond."""
+    """Whether it runs what its name says: too large for the kernel, it runs 'fused'."""
     return name not in (KERNEL, KERNEL_CHUNK) or sizes.hidden <= most_units()
 
 
@@ -134,11 +134,11 @@ def a_device_for_each_core() -> None:
 def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
-    Ours is set as the experiment sets it, and keeps its memory where a training step of
-    that size is large; once it is as in a program that has told malloc nothing. On a
-    CPU Flax's RNN and torch come twice: as their users run them, and with their memory
-    kept, whatever the size of the work, and torch's fused Adam. A GPU has no need of
-    that, and there ours is the fused one.
+    Ours is set up as in the experiment, and keeps its memory where a training step of
+    that size is large; one more entry leaves malloc's defaults. On a CPU Flax's RNN and
+    torch come twice: as their users run them, and with their memory kept, whatever the
+    size of the work, and torch with its fused Adam. On a GPU this is not needed, and
+    ours is the fused implementation.
     """
     found = {
         CHUNK: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
@@ -170,7 +170,7 @@ def is_on_gpu() -> bool:
 
 
 def implementations() -> dict[str, str]:
-    """Of ours, by contender: `auto`, and on a GPU those there only, if compiled."""
+    """Our implementations by contender: `auto`, and on a GPU those that only it has."""
     found = {ALL: "auto"}
     if is_on_gpu():
         found[CUDNN] = "cudnn"

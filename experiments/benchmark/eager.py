@@ -15,9 +15,9 @@ def inference(model: nn.Module, params: Any, inputs: Any) -> Work:
 
 
 def gradient(model: nn.Module, params: Any, inputs: Any) -> Work:
-    """Of the logits' sum, by all parameters.
+    """The gradient of the logits' sum with respect to all parameters.
 
-    A loss of optax's takes JAX as long, operation by operation, as the model does.
+    Operation by operation, a loss of optax's would take JAX as long as the model does.
     """
 
     def total(params):

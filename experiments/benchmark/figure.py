@@ -21,7 +21,7 @@ def save_growth(growth: dict[str, list[Comparison]], sizes, path: str) -> None:
     all_axes = figure.subplots(1, len(growth), sharey=True, squeeze=False)[0]
     for axes, (label, comparisons) in zip(all_axes, growth.items(), strict=True):
         for name in comparisons[0].values:
-            # Not each serves all sizes; a gap then.
+            # Not every contender supports all sizes; a gap then.
             milliseconds = [c.values.get(name, math.nan) for c in comparisons]
             axes.plot(sizes[label], milliseconds, marker="o", ms=3, label=name)
         axes.set(xscale="log", yscale="log", xlabel=label)

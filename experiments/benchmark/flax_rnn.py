@@ -59,7 +59,7 @@ class FlaxRNN:
         return eager.inference(model, params, inputs)
 
     def eager_gradient(self, sizes: Sizes) -> Work:
-        """The gradient of the logits' sum, alike."""
+        """The gradient of the logits' sum, outside of `jax.jit`, too."""
         params, (inputs, _) = self._state(sizes).params, self._batch(sizes)
         model = RNNClassifier(sizes.hidden, sizes.layers)
         return eager.gradient(model, params, inputs)

@@ -9,16 +9,16 @@ _RESET_PEAK = "5"  # See `man 5 proc`, clear_refs.
 
 
 def can_measure() -> bool:
-    """Whether this system tells a process's peak, and lets it begin anew."""
+    """Whether this system reports a process's peak memory, and can reset it."""
     return os.access("/proc/self/clear_refs", os.W_OK)
 
 
 def peak_bytes(contender, sizes: Sizes) -> int:
     """Peak of resident memory in three training steps.
 
-    Over what the process has after a step of the least sizes, so the libraries do
-    not count; nor does what compiling takes and gives back. On CPU that is all of
-    it; an accelerator's own memory is not counted.
+    Relative to what the process has after a step of the smallest sizes, so the
+    libraries do not count; nor does what compiling allocates and frees. On CPU that is
+    all of it; an accelerator's own memory is not counted.
     """
     contender.training(Sizes(batch=1, steps=1, inputs=1, hidden=1, layers=1))()
     before = _resident("VmRSS")

@@ -23,10 +23,10 @@ _LEARNING_RATE = 1e-3
 
 
 class Ours:
-    """`LSTMClassifier` on one device, or with the rows spread over a device a core.
+    """`LSTMClassifier` on one device, or with the rows spread over one device per core.
 
-    Of the native loops, which use all cores by themselves, one device is all; of
-    several GPUs, of which the others have one too, as well.
+    The native loops use all cores by themselves, and so get one device; so does a
+    machine with several GPUs, of which the other contenders use one, too.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Ours:
         steps_a_call: int = 1,
         num_devices: int | None = None,
     ):
-        """`num_devices` is how many, whatever the batch.
+        """`num_devices` is how many devices, whatever the batch.
 
-        None leaves it to the size of the work, and is one for the native loops.
+        None chooses by the size of the work; for the native loops it is one.
         """
         self.steps_a_call = steps_a_call
         self._num_devices = num_devices
@@ -86,7 +86,7 @@ class Ours:
         return eager.inference(self._model(sizes), params, jax.device_put(inputs))
 
     def eager_gradient(self, sizes: Sizes) -> Work:
-        """The gradient of the logits' sum, alike."""
+        """The gradient of the logits' sum, outside of `jax.jit`, too."""
         params, (inputs, _) = self._state(sizes).params, examples(sizes)
         return eager.gradient(self._model(sizes), params, jax.device_put(inputs))
 

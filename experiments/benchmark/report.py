@@ -32,9 +32,9 @@ class Comparison:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def ratio(self, ours: str, other: str) -> float | None:
-        """Ours over the other's, or None where one of them could not be had.
+        """Ours over the other's, or None where one of them was not measured.
 
-        Of times, the median of what it was in each round.
+        For times, the median of the rounds' ratios.
         """
         if ours not in self.values or other not in self.values:
             return None

@@ -22,7 +22,7 @@ from experiments.whole_file import require_writable
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
-# Settings from outside that change what is timed, by how their names begin.
+# Environment variables that change what is timed, by their prefixes.
 _SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "MKL_", "XLA_FLAGS", "JAX_")
 
 PARTS: dict[str, Callable[[], Iterator[Comparison]]] = {
@@ -83,7 +83,7 @@ def _measure(
 ) -> Report:
     with naming("--output"):
         require_writable(f"{output}.json", f"{output}.png")
-    # Of a GPU's memory JAX would take most at once, and leave none for the others.
+    # JAX would preallocate most of a GPU's memory, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     claim_cores(num_devices)
     # Else what one contender leaves behind in the allocator is another's gain.
@@ -136,7 +136,7 @@ def environment() -> dict[str, object]:
 
 
 def _commit() -> str:
-    """Of this checkout; "unknown" where it is none, or there is no git."""
+    """The commit of this checkout; "unknown" if it is not one, or there is no git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     folder = pathlib.Path(__file__).parent
     try:

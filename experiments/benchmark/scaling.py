@@ -1,6 +1,6 @@
 """How a training step's cost changes with the number of devices.
 
-By the fused implementation: the native loops use all cores on one device.
+With the fused implementation: the native loops use all cores on one device.
 """
 
 from collections.abc import Iterator

@@ -47,7 +47,7 @@ from experiments.benchmark.timing import (
 from experiments.devices import claim_cores
 from flax_lstm.native.cores import usable_cores
 
-# On a GPU; who is not there has no ratio.
+# On a GPU; a contender that is missing has no ratio.
 _ON_GPU = ((CUDNN, TORCH), (ALL, CUDNN), (KERNEL, TORCH), (KERNEL, CUDNN))
 RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_ON_GPU)
 # As their users run them, and then tuned.
@@ -56,8 +56,8 @@ RATIOS_ALONE = (
     *((FUSED, TORCH), (ALL, FUSED)),
     *_ON_GPU,
 )
-# How many processes each has had where the figures are the README's: a heap that came
-# to lie otherwise has other page faults, as long as its process lives.
+# How many processes each contender gets for the figures in the README: a heap that
+# happens to be laid out differently has different page faults for its process's life.
 _PROCESSES = 3
 
 GROWTH = {
@@ -163,7 +163,7 @@ def _alone(
     seconds: float,
     processes: int = 1,
 ) -> Comparison:
-    """Each contender in a process of its own, in turn; then in another one."""
+    """Each contender in a process of its own, in turn, `processes` times over."""
     entries = contenders.alone()
     entries = {
         name: entries[name]
@@ -338,7 +338,7 @@ def _memory() -> Iterator[Comparison]:
 
 
 def _peak_mib(entry: Contender, sizes: Sizes) -> float:
-    """The median of a process each: where malloc puts what varies by some 20 MiB."""
+    """The median over processes: with malloc's placements it varies by some 20 MiB."""
     peaks = [in_process(peak_bytes, entry, sizes) for _ in range(_PROCESSES)]
     return statistics.median(peaks) / 2**20
 
@@ -353,7 +353,7 @@ def compare(
     unit: str = "ms",
     units: Mapping[str, int] | None = None,
 ) -> Comparison:
-    """Times the works in turn; `units` is how many units a call does, 1 unsaid."""
+    """Times the works in turn; `units` is how many a call does, by default 1."""
     timings, missing = in_turn(works, seconds, rounds, units)
     return _comparison(section, work, timings, missing, ratios, unit)
 

@@ -24,13 +24,13 @@ class Sizes(NamedTuple):
     def flop(self, kind: str) -> int:
         """Additions and multiplications of the stack's products.
 
-        Of a step, if `kind` is "training", or a batch, if it is "inference". What else
-        the stack computes is not counted.
+        For a step if `kind` is "training", or a batch if it is "inference". Whatever
+        else the stack computes is not counted.
         """
         rows = 2 * self.batch * self.steps * 4 * self.hidden
         of_inputs = rows * self.inputs
         forward = of_inputs + rows * self.hidden * (2 * self.layers - 1)
-        # Backward it is the same twice, but that nobody asks for the inputs' gradient.
+        # Backward it is twice that, less the inputs' gradient, which is not computed.
         return 3 * forward - of_inputs if kind == "training" else forward
 
     def __str__(self) -> str:

@@ -1,7 +1,6 @@
 """What a run found, as the tables of `experiments/BENCHMARK.md` and the README.
 
-A column whose contenders were not there is left out, as a row is whose part was not
-run.
+A column is left out if its contenders were missing, a row if its part was not run.
 """
 
 from collections.abc import Callable
@@ -30,9 +29,9 @@ from experiments.benchmark.sizes import NOTES
 
 
 class _Row(NamedTuple):
-    """A comparison, and who has the part of `ALL`, `TORCH`, … in the row.
+    """A comparison, and which contenders stand for `ALL`, `TORCH`, … in the row.
 
-    Of `flop` the least time is given, by what the machine does in `limit`.
+    The least time for `flop` is computed from the machine's speed in section `limit`.
     """
 
     label: str
@@ -67,7 +66,7 @@ def _time(name: str) -> _Cell:
 
 
 def _ratio(other: str, mine: str = ALL, spread: bool = False) -> _Cell:
-    """Of two contenders; with `spread` and the quartiles of the rounds' ratios."""
+    """For two contenders; with `spread`, also the quartiles of the rounds' ratios."""
 
     def cell(report: Report, comparison: Comparison, row: _Row) -> str:
         ratio = comparison.ratio(row.who(mine), row.who(other))

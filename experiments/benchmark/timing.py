@@ -10,13 +10,13 @@ Work = Callable[[], None]
 """Does one unit of work and returns when it is done."""
 
 Calls = Callable[[int], float]
-"""Does the work so many times, and returns the mean of the seconds that one took."""
+"""Does the work that many times, and returns the mean time of one in seconds."""
 
 _SAMPLE_SECONDS = 0.1
 # For 9 ms after its last call torch's threads wait for the next one, and keep a core.
 _SETTLE_SECONDS = 0.05
 _LEAST_ROUNDS = 5
-# Work that takes longer does not feel what ran before it.
+# Work that takes longer is not affected by what ran before it.
 _LONG_SECONDS = 0.5
 
 
@@ -31,7 +31,7 @@ class Timing:
         return statistics.median(self.samples)
 
     def over(self, other: "Timing") -> float:
-        """How many times the other's time: the median of the rounds' own ratios.
+        """The ratio to the other's time: the median of the rounds' own ratios.
 
         In each round both were timed, one soon after the other. A machine that is
         slower in some rounds moves the medians, and their ratio, more than that.
@@ -76,13 +76,13 @@ def in_turn(
 
     Args:
         contenders: name to its calls.
-        seconds: rounds go on until so many are over,
-        rounds: but there are at least so many.
-        units: how many units of work a call does, 1 where it is not said.
+        seconds: how long to go on with rounds.
+        rounds: the least number of rounds.
+        units: name to how many units of work a call does, by default 1.
 
     Returns:
-        Name to the time of one unit; and of those that fail when they are called
-        first, name to why.
+        Name to the time of one unit; and name to the reason, for those whose first call
+        fails.
     """
     calls, settle, failed = {}, {}, {}
     for name, work in contenders.items():

@@ -18,7 +18,7 @@ def device_like_jaxs() -> str:
     if jax.default_backend() != "gpu":
         return "cpu"
     if not torch.cuda.is_available():
-        raise RuntimeError("torch: expected a build with CUDA beside JAX on a GPU")
+        raise RuntimeError("torch: expected a build with CUDA, as JAX is on a GPU")
     in_tf32 = jax.config.values["jax_default_matmul_precision"] not in _FLOAT32
     torch.backends.cudnn.allow_tf32 = in_tf32
     torch.backends.cuda.matmul.allow_tf32 = in_tf32
@@ -92,11 +92,11 @@ class TorchLSTM:
         return functools.partial(self._run, device, logits)
 
     def eager_inference(self, sizes: Sizes) -> Work:
-        """Which it is anyhow."""
+        """As `inference`, which is eager anyhow."""
         return self.inference(sizes)
 
     def eager_gradient(self, sizes: Sizes) -> Work:
-        """The gradient of the logits' sum, by all parameters."""
+        """The gradient of the logits' sum with respect to all parameters."""
         device = device_like_jaxs()
         model = self._model(sizes).to(device)
         inputs = self._batch(sizes)[0].to(device)

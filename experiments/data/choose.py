@@ -59,7 +59,7 @@ def load(
 
 
 def side_and_white(name: str) -> tuple[int, int]:
-    """The pixels of an image's side, and the value of full ink, of a dataset."""
+    """The side of a dataset's images in pixels, and its value of full ink."""
     source = mnist if name in mnist.TITLES else digits
     return source.SIDE, source.WHITE
 

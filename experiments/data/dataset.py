@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which of the processes of a run reads its part of the examples."""
+    """Which process of a run, of how many, reads its share of the examples."""
 
     index: int = 0
     count: int = 1
 
     def rows(self, total: int) -> range:
-        """Of `total` rows those of this process; blocks of one size but the last."""
+        """This process's rows of `total`, in blocks of equal size but for the last."""
         block = -(-total // self.count)
         first = min(self.index * block, total)
         return range(first, min(first + block, total))
@@ -66,7 +66,7 @@ class Dataset:
     def validating(self, share: Share = WHOLE) -> "Dataset":
         """The last sixth of the training examples as test split, the others to train.
 
-        Of this dataset, which is whole, the result has `share`.
+        This dataset has to be whole; the result holds `share` of it.
         """
         first = len(self.train) - len(self.train) // 6
 

@@ -42,12 +42,12 @@ def load(
         name: `mnist` or `fashion_mnist`.
 
     Raises:
-        RunError: not to be had, or a damaged file (both checksums are named).
+        RunError: it is unavailable, or a file is damaged (both checksums are named).
     """
     require_manual_dir(manual_dir)
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
-        # Asked first, since TFDS retries a host out of reach for minutes.
+        # Checked first, since TFDS retries an unreachable host for minutes.
         reason = _why_unpreparable(builder, manual_dir)
         if reason is not None:
             raise RunError(
@@ -58,7 +58,7 @@ def load(
             _prepare(builder, manual_dir, TITLES[name])
         except RunError:
             builder = _builder(name, data_dir)
-            if not builder.is_prepared():  # By another run, which was first.
+            if not builder.is_prepared():  # Not by another run either.
                 raise
     return Dataset(
         name=name,
@@ -69,7 +69,7 @@ def load(
 
 
 def require_manual_dir(manual_dir: str | None) -> None:
-    """Raises a RunError if it is given and no folder."""
+    """Raises a RunError if it is given but is not a folder."""
     if manual_dir is not None and not os.path.isdir(manual_dir):
         raise RunError(f"--manual_dir: expected a folder, got {manual_dir}")
 
@@ -112,7 +112,7 @@ def _builder(name: str, data_dir: str | None):
         return builder(data_dir=data_dir, file_format="array_record")
     except OSError as error:
         raise RunError(f"--data_dir: expected a usable folder, got {error}") from error
-    except Exception as error:  # Of protobuf, for a damaged dataset_info.json.
+    except Exception as error:  # From protobuf, for a damaged dataset_info.json.
         raise RunError(
             f"--data_dir: the folder {builder.name} in {data_dir or 'its default'} "
             f"can't be read ({type(error).__name__}: {error}); remove it to prepare it "
@@ -142,7 +142,7 @@ def _prepare(builder, manual_dir: str | None, title: str) -> None:
     )
     print(f"Preparing {title} in {builder.data_dir}, once", flush=True)
     try:
-        # TFDS tells of a download, also where there is none.
+        # TFDS announces a download even where there is none.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=download_config)
     except RunError:
@@ -168,7 +168,7 @@ def _read(builder, split: str, share: Share) -> Split:
         examples = source.__getitems__(share.rows(len(source)))
     except Exception as error:  # array_record raises its own kinds for damage.
         raise RunError(
-            f"--data_dir: what is prepared in {builder.data_dir} can't be read "
+            f"--data_dir: the prepared data in {builder.data_dir} can't be read "
             f"({error}); remove that folder to prepare it again"
         ) from error
     return Split(
@@ -179,9 +179,9 @@ def _read(builder, split: str, share: Share) -> Split:
 
 
 def _why_unreachable(url: str) -> str | None:
-    """Asks the download host for a head, within `_PROBE_SECONDS` in all.
+    """Sends the download host a HEAD request, within `_PROBE_SECONDS` in all.
 
-    In a thread of its own, since no timeout covers the look-up of a name.
+    In a thread of its own, since no timeout covers the DNS lookup.
     """
     outcome = [f"no answer within {_PROBE_SECONDS:.0f} s"]
 

@@ -1,6 +1,6 @@
 """tensorflow-datasets builders of MNIST and Fashion-MNIST that need no TensorFlow.
 
-The stock builders unpack and encode images with TensorFlow. These have the same
+The stock builders unpack and encode images with TensorFlow. These download the same
 files (`checksums.tsv`: URL, size, SHA-256, name, as TFDS records them),
 but unpack them in Python and write plain arrays to array_record files.
 """
@@ -26,7 +26,7 @@ class _Rows(
     DESCRIPTION: str
     HOMEPAGE: str
 
-    # Of each split: the name's stem, and the number of examples.
+    # For each split: the stem of its files' names, and the number of examples.
     SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:

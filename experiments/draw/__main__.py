@@ -22,8 +22,8 @@ flags.DEFINE_integer(
 flags.DEFINE_multi_string(
     "allow_host",
     [],
-    "A name by which browsers may ask for the page, beside --host and this machine's "
-    "own for itself (localhost, …); may be repeated.",
+    "A host name by which browsers may request the page, besides --host and the local "
+    "names (localhost, …); may be repeated.",
 )
 define_mnist_folders()
 
@@ -31,7 +31,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
     from experiments.errors import RunError
 
@@ -41,7 +41,7 @@ def main() -> None:
         if error.name not in ("flask", "werkzeug"):
             raise
         raise RunError(
-            "needs Flask, which can't be imported here; install it by "
+            "needs Flask, which can't be imported here; install it with "
             "`pip install -e '.[draw]'`"
         ) from error
 

@@ -1,4 +1,4 @@
-"""The page's addresses, and who may ask for them."""
+"""The page's routes, and who may request them."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ MAX_BODY = 12 * 1024 * 1024
 _OWN_NAMES = ["127.0.0.1", "localhost", "::1"]
 _PICTURES = ("image/png", "image/jpeg")
 _HEADERS = {
-    # Nothing from elsewhere, nowhere inside of another page.
+    # No content from elsewhere, and no embedding in other pages.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src "
     "'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action "
     "'none'; frame-ancestors 'none'",
@@ -32,7 +32,7 @@ _HEADERS = {
 
 
 def require_host(flag: str, host: str) -> None:
-    """Raises a RunError if it is no name and no address, or has a port."""
+    """Raises a RunError if it is neither a name nor an address, or has a port."""
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return

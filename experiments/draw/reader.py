@@ -47,7 +47,7 @@ class Reader:
         """Compiles the reading, so that the first request is as quick as others.
 
         Raises:
-            RunError: the model is no LSTM, or reads no rows of digits.
+            RunError: the model is not an LSTM, or does not read rows of digits.
         """
         require_readable(classifier)
         self._classifier = classifier

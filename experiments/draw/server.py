@@ -49,13 +49,13 @@ def serve(app: Flask, host: str, port: int) -> None:
 
 
 def _on_interrupt(end: Callable[[], None]) -> None:
-    """Ctrl-C is how the page is meant to be ended: no error, and no word."""
+    """Ctrl-C is how the page is meant to be ended: no error, and no message."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        return  # By who started this in the background.
+        return  # Ignored by whoever started this in the background.
 
     def handle(number, frame):
         del number, frame
-        # In a thread: it waits until requests, which are taken here, are no more.
+        # In a thread: it waits for the end of the server's loop, which this one runs.
         threading.Thread(target=end).start()
 
     signal.signal(signal.SIGINT, handle)

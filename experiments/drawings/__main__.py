@@ -10,14 +10,14 @@ from experiments.run_flags import define_path, define_step, define_workdir_of_a_
 
 define_workdir_of_a_run()
 define_step()
-flags.DEFINE_integer("hands", 2, "How many draw every shape.", lower_bound=1)
-define_path("output", None, "A PNG of those read wrongly (default: none).")
+flags.DEFINE_integer("hands", 2, "How many hands draw every shape.", lower_bound=1)
+define_path("output", None, "A PNG of the misread drawings (default: none).")
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
     from experiments.drawings import score
     from experiments.errors import naming

@@ -15,7 +15,7 @@ _COLUMNS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """The N `drawings`, `forms` (N, T, I) as the model sees them, `answers` (N,)."""
+    """N `drawings`, `forms` (N, side, side) as the model sees them, `answers` (N,)."""
 
     drawings: list[Drawing]
     forms: np.ndarray

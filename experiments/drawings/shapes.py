@@ -37,7 +37,7 @@ def _lines(*points: tuple[float, float]) -> Stroke:
 
 
 def _oval(x, y, width, height, start=-90.0, sweep=360.0) -> Stroke:
-    """Around (x, y), against the clock from `start` degrees (0 is right, 90 down)."""
+    """Around (x, y), counterclockwise from `start` degrees (0 is right, 90 is down)."""
     angles = np.radians(np.linspace(start, start - sweep, 12))
     points = np.stack(
         [x + width / 2 * np.cos(angles), y + height / 2 * np.sin(angles)], axis=1
@@ -177,4 +177,4 @@ SHAPES: dict[int, dict[str, list[Stroke]]] = {
     },
 }
 # fmt: on
-"""Of each digit, by the name of the shape: its strokes."""
+"""For each digit, the strokes of every shape by its name."""

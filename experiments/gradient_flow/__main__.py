@@ -12,19 +12,19 @@ flags.DEFINE_bool("quick", False, "10 steps instead of 100, and hardly any train
 flags.DEFINE_integer(
     "seed",
     0,
-    "Of weights, sequences and training.",
+    "Seed of weights, sequences and training.",
     lower_bound=0,
     upper_bound=2**31 - 2,
 )
 define_path(
-    "output", "runs/gradient-flow", "Path of the results, less .json and -….png."
+    "output", "runs/gradient-flow", "Path of the results, without .json and -….png."
 )
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    # Behind the flags, so that `--help` and a mistyped flag answer at once.
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments.gradient_flow import run
 
     run.run(FLAGS.output, run.QUICK if FLAGS.quick else run.Sizes(), FLAGS.seed)

@@ -13,7 +13,7 @@ from flax_lstm import SequenceClassifier
 def of_last_output(stack: Any, params: Any, inputs: jax.Array) -> np.ndarray:
     """‖∂ output_T / ∂ x_t‖, Frobenius, at each step t, the mean over `inputs`.
 
-    In float64: where gradients vanish they soon are no float32 any more.
+    In float64: where gradients vanish, they soon underflow in float32.
 
     Args:
         stack: `StackedLSTM` or one of its kin, batch first, in one direction.
@@ -44,7 +44,7 @@ def _of_logits(model, params, inputs):
 
 
 def _step_norms(function, inputs):
-    """`function` is of one sequence (T, I) to a vector."""
+    """`function` maps one sequence (T, I) to a vector."""
     jacobians = jax.vmap(jax.jacrev(function))(inputs)  # (N, vector, T, I)
     return jnp.sqrt(jnp.square(jacobians).sum(axis=(1, 3))).mean(axis=0)
 

@@ -74,7 +74,7 @@ class FirstWeights:
     offset: float = 0.0
 
     def of(self, drawn: Any, seed: int) -> Any:
-        """The parameters of a stack that torch's way has `drawn`, changed so."""
+        """`drawn`, a stack's parameters as torch draws them, changed accordingly."""
         layer = dict(drawn["layer_0"])
         for number, name in enumerate(sorted(layer)):
             # Modules are called by what they read: i… the input, h… the hidden state.

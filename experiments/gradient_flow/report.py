@@ -4,7 +4,7 @@ from typing import Any
 
 
 def table(results: dict[str, Any]) -> str:
-    """Of the networks that were trained: the gradient at three steps, and accuracy."""
+    """For the trained networks: the gradient at three steps, and accuracy."""
     last = results["steps"]
     steps = sorted({1, (last + 1) // 2, last})
     return "\n\n".join(

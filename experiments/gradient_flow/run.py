@@ -25,7 +25,7 @@ Flow = Callable[[Network, Any, jax.Array], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """`inputs` sequences of `steps` are measured, `updates` is the training."""
+    """`inputs` sequences of `steps` are measured; training takes `updates` steps."""
 
     steps: int = 100
     inputs: int = 8
@@ -68,7 +68,7 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
 
 
 def _first_weights(x: jax.Array, seed: int) -> dict[str, dict[str, list[float]]]:
-    """‖∂ output_T / ∂ x_t‖ for each cell, by what its weights are scaled with."""
+    """‖∂ output_T / ∂ x_t‖ for each cell, by the scale of its weights."""
 
     def flows(cell, scales):
         params = drawn(cell.stack, seed)

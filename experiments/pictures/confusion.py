@@ -14,7 +14,7 @@ def counts_of(answers: Answers, num_classes: int) -> np.ndarray:
 
 
 def save_confusion(answers: Answers, path: str) -> None:
-    """Draws the counts; only errors are coloured, which the hits would drown."""
+    """Draws the counts; only errors are coloured, or the hits would drown them."""
     from matplotlib.figure import Figure
 
     classes = np.arange(answers.probabilities.shape[1])

@@ -38,7 +38,7 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    if max(map(len, lines)) > _LONG_NAME:  # As folders have them: below, in full.
+    if max(map(len, lines)) > _LONG_NAME:  # Such as folders': given in full below.
         figure.set_figheight(3 + 0.22 * len(lines))
         lines = _named_below(figure, lines)
     _draw(loss_axes, lines, "loss", "{:.4f}")
@@ -54,7 +54,7 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
 
 
 def _named_below(figure, lines):
-    """`lines` under numbers, which the figure's lower edge explains."""
+    """`lines` named by numbers, which a list below the figure explains."""
     numbers = {name: f"run {number}" for number, name in enumerate(lines, 1)}
     figure.supxlabel(
         "\n".join(f"{number}: {name}" for name, number in numbers.items()),
@@ -75,7 +75,7 @@ def _draw(axes, lines, quantity, number):
         if len(last_epochs) > 1:
             label += f" after {rows[-1]['epoch']}"
         if quantity == "accuracy":
-            # All right, or all wrong, is infinitely far on a logit axis: half an
+            # All right, or all wrong, is infinitely far on a logit axis: drawn half an
             # example short of it.
             halves = [0.5 / row[f"{split}_examples"] for row in rows]
             values = [
@@ -94,7 +94,7 @@ def _draw(axes, lines, quantity, number):
 
 
 def _told_apart(limits):
-    """Both, of as many digits as it takes."""
+    """Both limits, rounded to as few digits as tell them apart."""
     for digits in range(2, 7):
         shown = [float(f"{limit:.{digits}g}") for limit in limits]
         if shown[0] < shown[1]:

@@ -79,7 +79,7 @@ def _draw_answers(figure, reading, shown):
     map_axes.set_title("probability of each class")
     map_axes.set(xticks=range(classes), xlabel="class", yticks=[])
     read_rows = np.arange(rows)
-    # Names only for what was believed at some time.
+    # Only classes that were likely at some row are labelled.
     for c in range(classes):
         believed = reading.probabilities[:, c]
         seen = believed.max() >= 0.2

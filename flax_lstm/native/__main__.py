@@ -12,25 +12,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flax_lstm.native",
         description=(
-            "Compiles the LSTM's loops for this machine's processor and this JAX. From "
-            "then on implementation='native' works here, and 'auto' takes it where it "
-            "can serve. The compiler is the one that the environment variable CXX "
-            "names, else c++; the result lies in $FLAX_LSTM_CACHE_DIR, else in "
-            "flax_lstm in the user's cache."
+            "Compiles the LSTM's loops for this machine's processor and JAX version. "
+            "From then on implementation='native' works here, and 'auto' uses it where "
+            "it is applicable. The compiler is the one that the environment variable "
+            "CXX names, else c++; the result is stored in $FLAX_LSTM_CACHE_DIR, else "
+            "in flax_lstm in the user's cache directory."
         ),
     )
     parser.add_argument(
         "--remove",
         action="store_true",
-        help="take the compiled loops away, so that 'auto' is 'fused' again",
+        help="remove the compiled loops, so that 'auto' is 'fused' again",
     )
     parser.add_argument(
         "--gpu",
         action="store_true",
         help=(
-            "those for this machine's NVIDIA GPU, by the command line in NVCC, else "
-            "nvcc -arch=native, a toolkit's or that of JAX's extra cuda13; not run on "
-            "a GPU so far, and 'auto' does not take them"
+            "compile or remove the kernels for this machine's NVIDIA GPU instead; the "
+            "compiler is the command line in NVCC, else nvcc -arch=native, from a CUDA "
+            "toolkit or from JAX's extra cuda13; not run on a GPU so far, and not used "
+            "by 'auto'"
         ),
     )
     start = time.perf_counter()
@@ -39,15 +40,16 @@ def main() -> int:
     is_asked_for = arguments.gpu and not arguments.remove
     if is_asked_for and not (loops.made_for() or os.environ.get("NVCC")):
         print(
-            "--gpu: expected a machine with an NVIDIA GPU, got one whose driver tells "
-            "of none; or set NVCC to a command line with that GPU's -arch",
+            "--gpu: expected a machine with an NVIDIA GPU, got one whose driver reports"
+            " none; to compile for another machine's GPU, set NVCC to a command line "
+            "with its -arch",
             file=sys.stderr,
         )
         return 1
     try:
         if arguments.remove:
             removed = loops.remove()
-            print(f"removed {removed}" if removed else "there are none to remove")
+            print(f"removed {removed}" if removed else "no compiled loops to remove")
         else:
             path = loops.build()
             print(f"compiled {path} in {time.perf_counter() - start:.1f} s")

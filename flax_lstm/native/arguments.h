@@ -1,4 +1,4 @@
-// What XLA passes to a call of any number of arrays.
+// What XLA passes to a call with any number of arrays.
 
 #pragma once
 

@@ -1,9 +1,9 @@
-// The gradients of an LSTM layer, by what its forward loop has kept.
+// The gradients of an LSTM layer, from what its forward loop has saved.
 //
-// The loop runs from the last step to the first and holds, for some rows, the gates'
-// gradients dz and one product, dz·[W_h, W_x]ᵀ, which gives the gradients of the step's
-// h and x. The weights' gradients are one product of all steps after it. dz is written
-// where the gates were.
+// The loop runs from the last step to the first and computes, for some rows at a time, the
+// gates' gradients dz and one product, dz·[W_h, W_x]ᵀ, which gives the gradients of the
+// step's h and x. The weights' gradients are one product over all steps after the loop. dz
+// overwrites the gates.
 
 #pragma once
 
@@ -22,12 +22,12 @@ struct Backward : Layer {
   const float* x;                    // (T, B, I)
   Gates w_x, w_h;                    // (I, H), (H, H)
   const float *h_0, *y;              // (B, H), (T, B, H)
-  float* d_z[kGates];                // (T, B, H); before, the gates themselves.
+  float* d_z[kGates];                // (T, B, H); on entry, the gates themselves.
   const float* c;                    // (T, B, H), which the steps started from.
   const float *d_y, *d_h_n, *d_c_n;  // (T, B, H), (B, H), (B, H)
-  float* d_x;                        // (T, B, I), or null if nobody asks for it.
+  float* d_x;                        // (T, B, I), or null if it is not needed.
   GateGradients d_w_x, d_w_h, d_b;   // (I, H), (H, H), (H,)
-  float *d_h_0, *d_c_0;              // (B, H); inside the loop, of h and c.
+  float *d_h_0, *d_c_0;              // (B, H); during the loop, those of h and c.
   float* scratch;  // (scratch_size(),): [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t scratch_size() const { return chunks() * chunk_size(); }
@@ -70,7 +70,7 @@ struct Backward : Layer {
           give_h(s, item, {0, batch});
         }
       });
-      // Outside the loop: so W_x is read once.
+      // Outside the loop, so that W_x is read only once.
       in_phases(pool, threads, 1, of_x, [&](int64_t, int64_t panel) {
         give_x(0, panel, {0, steps * batch});
       });
@@ -95,12 +95,12 @@ struct Backward : Layer {
   }
 
  private:
-  // Units whose rows of a panel are multiplied at once, for it to stay in a core's cache.
+  // Units whose rows of a panel are multiplied at once, so that those stay in the cache.
   static constexpr int64_t kUnitsAtOnce = 128;
   static constexpr int64_t kRowsAtOnce = 128;
 
-  // Up to so many rows laying out large weights costs more than it gains, and up to so
-  // many rows of all steps laying out medium ones.
+  // For at most kFewRows rows, packing large weights costs more than it gains; for at most
+  // kFewInAll rows of all steps together, so does packing medium ones.
   static constexpr int64_t kFewRows = 6;
   static constexpr int64_t kFewInAll = 64;
 
@@ -113,7 +113,7 @@ struct Backward : Layer {
   // kPanel of the rows of [w_i, w_f, w_g, w_o] (outs, 4·H), as columns; the last panel
   // may have fewer.
   void pack(const Gates& w, int64_t outs, float* packed, int64_t panel) const {
-    constexpr int64_t kAtOnce = 16;  // Then the lines written to stay in the cache.
+    constexpr int64_t kAtOnce = 16;  // So few that the lines written stay cached.
     const int64_t first = panel * kPanel, count = std::min(kPanel, outs - first);
     const int64_t columns = divided_up(count, kLanes) * kLanes;
     float* to = packed + panel * panel_size();
@@ -159,9 +159,9 @@ struct Backward : Layer {
     }
   }
 
-  // to (rows, outs) = dz (rows, 4·H)·Wᵀ, of which a call gives a panel's columns; dz's
-  // rows begin with first_row of all steps'. Rows that don't count at time t keep what
-  // they hold.
+  // to (rows, outs) = dz (rows, 4·H)·Wᵀ, of which one call computes a panel's columns; dz's
+  // rows begin at first_row among the rows of all steps. Rows that don't count at time t
+  // keep their values.
   struct Product {
     static constexpr int64_t kNoTime = -1;
 
@@ -202,8 +202,8 @@ struct Backward : Layer {
     }
   }
 
-  // Some rows of all that, by kUnitsAtOnce of all gates' units. A function of its own:
-  // inside the loops above GCC kept some of the sums in memory.
+  // Some rows of that product, over kUnitsAtOnce units of every gate. A separate function:
+  // inlined into the loops above, GCC kept some of the sums in memory.
   template <int R, int N>
   __attribute__((noinline)) void multiply_tile(int64_t first, int64_t unit,
                                                const float* weights, float* to,
@@ -229,7 +229,7 @@ struct Backward : Layer {
     }
   }
 
-  // A row of W and one of dz lie along their sum.
+  // Rows of W and of dz are contiguous along the axis that is summed over.
   void multiply_in_place(const Product& product, int64_t panel, Share rows) const {
     constexpr int kColumns = 4;
     const int64_t end = std::min((panel + 1) * kPanel, product.outs);
@@ -263,16 +263,16 @@ struct Backward : Layer {
     });
   }
 
-  // h that the s-th step of a row started from. A row read from its end starts behind
-  // its padding, where outputs are zero.
+  // The h that the s-th step of a row started from. In reverse, a row starts after its
+  // padding, where outputs are zero.
   const float* h_before(int64_t s, int64_t row) const {
     if (s == 0 || !counts(time(s - 1), row)) return h_0 + row * units;
     return y + (time(s - 1) * batch + row) * units;
   }
 
-  // The weights' gradients are [x, h, 1]ᵀ (·, T·B)·dz (T·B, 4·H). Of a chunk of
-  // chunk_rows of their rows, the left factor is laid out as it is read: kRows columns
-  // of all rows, then the next kRows.
+  // The weights' gradients are [x, h, 1]ᵀ (·, T·B)·dz (T·B, 4·H). For
+  // each chunk of chunk_rows rows, the left factor is stored in the order in which it is
+  // read: kRows columns of all rows, then the next kRows.
   int64_t ins() const { return inputs + units + 1; }
   int64_t tiles() const { return divided_up(ins(), kRows); }
   int64_t chunk_rows() const { return std::min(kRowsAtOnce, steps * batch); }
@@ -299,8 +299,8 @@ struct Backward : Layer {
     }
   }
 
-  // How many panels take turns with a chunk's tiles: as many as have their sums in a
-  // core's cache beside it.
+  // How many panels are multiplied with each of a chunk's tiles: as many as leave their
+  // sums room in a core's cache, next to the chunk.
   int64_t panels_at_once() const {
     constexpr int64_t kCachedBytes = 1 << 19;
     const int64_t bytes = sizeof(float) * ins() * kPanel;
@@ -308,7 +308,7 @@ struct Backward : Layer {
     return std::clamp<int64_t>(kCachedBytes / bytes, 1, a_thread);
   }
 
-  // Some panels, of kPanel columns each, of them.
+  // Computes some panels of the weights' gradients, of kPanel columns each.
   void weights_of(int64_t first_panel, int64_t panels) const {
     const int64_t total = steps * batch, z_size = chunk_rows() * kPanel;
     const int64_t sums_size = tiles() * kRows * kPanel;
@@ -316,7 +316,7 @@ struct Backward : Layer {
     float* columns = memory.get();            // (panels, chunk_rows, kPanel) of dz
     float* sums = columns + panels * z_size;  // (panels, ins, kPanel)
     std::fill_n(sums, panels * sums_size, 0.0f);
-    // Behind the last column.
+    // Zeros after the last column.
     if (width() % kPanel != 0) std::fill_n(columns + (panels - 1) * z_size, z_size, 0.0f);
     for (int64_t start = 0; start < total; start += chunk_rows()) {
       const int64_t depth = std::min(chunk_rows(), total - start);
@@ -346,7 +346,7 @@ struct Backward : Layer {
     }
   }
 
-  // Calls piece(gate, unit, count) for the gates' units that a panel's columns are.
+  // Calls piece(gate, unit, count) for the ranges of units that a panel's columns cover.
   template <typename Piece>
   void in_pieces(int64_t panel, const Piece& piece) const {
     const int64_t end = std::min((panel + 1) * kPanel, width());

@@ -1,6 +1,6 @@
 // An LSTM layer over time.
 //
-// The weights are laid out once a call (those of x, where units are shared out, once for
+// The weights are packed once per call (those of x, if units are shared out, once per
 // some 256 rows): kLanes units of all four gates side by side, so that one tile of the
 // product [x, h]·W holds all that those units' next state needs, and the gates are
 // computed before it leaves the registers.
@@ -22,7 +22,7 @@ struct Forward : Layer {
   Gates w_x, w_h, bias;    // (I, H), (H, H), (H,)
   const float *h_0, *c_0;  // (B, H)
   float *y, *h_n, *c_n;    // (T, B, H), (B, H), (B, H)
-  float* kept[kKept];      // (T, B, H), if the loop keeps.
+  float* kept[kKept];      // (T, B, H) each, if `keeps`.
 
   template <bool keeps>
   void run(xla::ffi::ThreadPool& pool) {
@@ -81,17 +81,17 @@ struct Forward : Layer {
   // A panel of a block's weights: (H, kPanel), and (1 + I, kPanel) with the bias first.
   // Where units are shared out, each thread has room for one of the latter.
   float *packed_h_, *packed_x_;
-  // If units are shared out: x·W_x + b of the steps `ahead_`, as they follow in time,
-  // (blocks, steps, B, kPanel), for which W_x is read once. Else it is cheaper to
-  // multiply anew than to write it down.
+  // If units are shared out: x·W_x + b of the steps `ahead_`, in the order of time,
+  // (blocks, steps, B, kPanel), so that W_x is read once for all of them. Otherwise it is
+  // cheaper to multiply within each step than to store this.
   float* z_x_;
   Share ahead_;
-  // With lengths: h before and after a step, which outputs of zero don't tell.
+  // With lengths: h before and after a step, since the outputs of padding are zero.
   float* h_[2];
 
   int64_t x_panel_size() const { return (1 + inputs) * kPanel; }
 
-  // Some rows of the gates' weights, of a block of kLanes units.
+  // Packs some rows of the gates' weights, for a block of kLanes units.
   float* pack(const Gates& from, int64_t rows, int64_t block, float* to) const {
     const int64_t unit = block * kLanes, count = units - unit;
     for (int64_t k = 0; k < rows; ++k) {

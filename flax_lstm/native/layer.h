@@ -1,4 +1,4 @@
-// What the forward and the backward loop of a layer have in common.
+// What the forward and the backward loops of a layer have in common.
 //
 // Axes: T time, B batch, I inputs, H units, four gates in the order i, f, g, o. All
 // arrays are dense, the last axis contiguous.
@@ -18,7 +18,7 @@ constexpr int kGates = 4;
 // Columns of a product that are summed at once, for kRows rows.
 constexpr int64_t kPanel = kGates * kLanes;
 
-// One array a gate, as the parameters are.
+// One array per gate, as in the parameters.
 using Gates = const float* [kGates];
 using GateGradients = float* [kGates];
 
@@ -33,8 +33,8 @@ struct Layer {
   int64_t steps, batch, inputs, units;
   bool reverse;
   const bool* valid;  // (T, B), or null if every step counts.
-  // How many threads, and whether they share the units of all rows, which costs a
-  // meeting at every step, or the rows, in so many parts.
+  // How many threads, and whether they divide up the units of all rows, which costs a
+  // barrier at every step, or the rows, in so many parts.
   int64_t threads, parts;
   bool by_units;
 
@@ -52,12 +52,12 @@ struct Layer {
   // Larger than what a core's own cache holds beside all else.
   bool has_large_weights() const { return weight_bytes() > 1 << 19; }
 
-  // So large that a step, even of one row, is long beside a meeting of the threads.
+  // So large that a step, even of one row, takes long compared with a barrier.
   bool has_medium_weights() const { return weight_bytes() > 1 << 18; }
 
-  // Units are shared out if more threads find work by them than by rows, and a step is
-  // worth the meeting; and if there are few rows a thread and large weights: reading
-  // them is what costs then, and each thread reads its units' only.
+  // Units are shared out if that occupies more threads than sharing out rows, and a step
+  // is worth the barrier; also if there are few rows per thread and large weights: reading
+  // these dominates then, and each thread reads those of its units only.
   void share_out(int64_t available) {
     constexpr int64_t kFewRows = 24;
     constexpr int64_t kLeastRows = 8;
@@ -70,8 +70,8 @@ struct Layer {
                 (batch < kFewRows * available && has_large_weights()));
     const int64_t most = by_units ? divided_up(units, kLanes) : of_rows;
     threads = std::clamp<int64_t>(most, 1, available);
-    // A thread that another program holds up leaves parts to the others. But every part
-    // reads all weights, and large ones from far.
+    // A thread that another process holds up leaves parts to the others. But every part
+    // reads all weights, and large ones from beyond the core's cache.
     const bool has_parts = threads > 1 && !has_large_weights();
     const int64_t most_parts = has_parts ? kPartsAThread * threads : threads;
     parts = std::clamp(batch / kRowsAPart, threads, most_parts);
@@ -80,7 +80,7 @@ struct Layer {
   Share rows_of(int64_t part) const { return share_of(batch, part, parts); }
 };
 
-// Aligned numbers without a first value.
+// Aligned, uninitialised floats.
 class Scratch {
  public:
   explicit Scratch(int64_t count) : numbers_(new float[count + kAlignment]) {}

@@ -1,8 +1,8 @@
-"""The compiled loops: where they lie, compiling and loading them.
+"""The compiled loops: where they are stored, compiling and loading them.
 
-The file's name tells what it was made from and for: the source, the JAX whose calls
-it answers, the compiler's options, and the processor whose instructions it has or the
-GPUs. One of another source, JAX or machine (a home directory that several share) has
+The file's name depends on what it was built from and for: the source, the version of
+JAX, the compiler's options, and the processor's instructions or the GPUs. A file for
+another source, JAX or machine (in a home directory that several machines share) has
 another name and is never loaded.
 """
 
@@ -27,7 +27,7 @@ import jaxlib
 
 _SOURCES = pathlib.Path(__file__).parent
 _GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
-# Of the content, behind it: a loader of libraries reads what the header tells, no more.
+# A digest of the content follows it: a library loader reads only what the header says.
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -41,15 +41,15 @@ class Library:
 
     Attributes:
         implementation: what it is called in messages.
-        platform: XLA's name of the kind of device.
+        platform: XLA's name for the kind of device.
         source: the file that is compiled, which includes others.
         compiler_variable: name of the environment variable with the compiler.
-        compiler: gives the command line where that is not set.
-        needs: what has to be installed for it.
+        compiler: returns the command line to use where that is not set.
+        needs: what has to be installed to compile.
         options: of the compiler.
-        targets: XLA's name of each loop, and the symbol behind it.
-        made_for: what else the file depends on.
-        command: compiles it.
+        targets: XLA's name for each loop, and its symbol in the file.
+        made_for: returns what else the file depends on, the processor or the GPUs.
+        command: the command that compiles the loops.
     """
 
     implementation: str
@@ -73,7 +73,7 @@ class Library:
         if directory:
             return (pathlib.Path(directory) / self._file_name()).absolute()
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not cache.is_absolute():  # Such a one counts as missing, says its standard.
+        if not cache.is_absolute():  # The XDG standard says to ignore such a path.
             try:
                 cache = pathlib.Path.home() / ".cache"
             except RuntimeError as error:
@@ -81,9 +81,9 @@ class Library:
         return cache / "flax_lstm" / self._file_name()
 
     def is_usable(self) -> bool:
-        """Whether there are loops for this machine, compiled and sound.
+        """Whether there are intact compiled loops for this machine.
 
-        They are loaded then. Warns of a file that is there and can't be loaded.
+        If so, they are loaded. Warns of a file that exists but can't be loaded.
         """
         try:
             if not self.path().is_file():
@@ -93,19 +93,19 @@ class Library:
         try:
             self.register()
         except ValueError as error:
-            warnings.warn(f"{error}; until then it is 'fused'", stacklevel=2)
+            warnings.warn(f"{error}; until then 'fused' is used", stacklevel=2)
             return False
         return True
 
     def build(self) -> pathlib.Path:
-        """Compiles the loops, anew if they are there.
+        """Compiles the loops, even if they already exist.
 
         Returns:
-            The compiled file. It comes to its place whole or not at all.
+            The compiled file, which is put in its place atomically.
 
         Raises:
             BuildError: no compiler, one that fails, or a directory that can't be
-                written.
+                written to.
         """
         try:
             target = self.path()
@@ -125,7 +125,7 @@ class Library:
         return target
 
     def remove(self) -> pathlib.Path | None:
-        """Takes the compiled loops of this machine away.
+        """Removes the compiled loops for this machine.
 
         Returns:
             The file that was there, or None.
@@ -144,7 +144,7 @@ class Library:
 
     @functools.cache  # noqa: B019, of which there are as many as kinds of devices.
     def register(self) -> None:
-        """Loads the compiled loops and tells XLA of them, once a process.
+        """Loads the compiled loops and registers them with XLA, once per process.
 
         Raises:
             ValueError: they are not compiled, or the file is damaged.
@@ -155,13 +155,13 @@ class Library:
             raise ValueError(
                 f"implementation: expected one that can run here, got "
                 f"{self.implementation}, whose loops are not compiled for this machine "
-                f"and JAX ({error.filename}); run `{self.command}`, which needs "
-                f"{self.needs}, or take 'fused'"
+                f"and this JAX ({error.filename}); run `{self.command}`, which needs "
+                f"{self.needs}, or use 'fused'"
             ) from error
         except OSError as error:
             raise ValueError(
                 f"implementation: expected {self.implementation} to find its compiled "
-                f"loops whole, got {error}; run `{self.command}` again"
+                f"loops intact, got {error}; run `{self.command}` again"
             ) from error
         for name, capsule in targets.items():
             jax.ffi.register_ffi_target(name, capsule, platform=self.platform)
@@ -200,8 +200,8 @@ class Library:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
             raise BuildError(
-                f"{variable}: expected a compiler for C++20, got status "
-                f"{done.returncode} of `{shlex.join(command)}`:\n{said}"
+                f"{variable}: expected a C++20 compiler, got exit status "
+                f"{done.returncode} from `{shlex.join(command)}`:\n{said}"
             )
         if not to.is_file():
             raise BuildError(
@@ -219,11 +219,11 @@ class Library:
             ) from error
 
     def _targets_of(self, compiled: pathlib.Path) -> dict[str, object]:
-        """Raises an OSError if it is not as it was written, or not this user's."""
+        """Raises an OSError if the file was altered, or others could alter it."""
         content = compiled.read_bytes()
         for place in (compiled.parent, compiled):
             _check_that_only_its_owner_writes(place)
-        # Before it is loaded, which a file cut short would end the process by.
+        # Checked before it is loaded: loading a truncated file would end the process.
         if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
             raise OSError(f"a damaged file, {compiled}")
         try:
@@ -245,17 +245,17 @@ class Library:
 
 
 def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
-    """And that this is the user or root: he can have this process run what he likes."""
+    """And that this is the user or root: whoever writes it decides what runs here."""
     status = place.stat()
     if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
         raise OSError(f"{place}, which belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{place}, which other users can write")
+        raise OSError(f"{place}, which other users can write to")
 
 
 def _no_directory(error: OSError) -> BuildError:
     return BuildError(
-        f"FLAX_LSTM_CACHE_DIR: expected a directory that only you can write, got "
+        f"FLAX_LSTM_CACHE_DIR: expected a directory that only you can write to, got "
         f"{error}"
     )
 
@@ -265,7 +265,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _processor() -> str:
-    """The kind of processor with all instructions that it has, or the machine."""
+    """The kind of processor with its instruction sets, or with the machine's name."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:  # Not on Linux.
@@ -293,7 +293,7 @@ def _gpus() -> str:
 
 
 def _nvcc() -> str:
-    """Path of nvcc: a toolkit's, or that of the packages JAX came with (CUDA 13 on)."""
+    """Path of nvcc: a toolkit's, or that in JAX's CUDA packages (from CUDA 13 on)."""
     if shutil.which("nvcc"):
         return "nvcc"
     packages = importlib.util.find_spec("nvidia")
@@ -311,8 +311,8 @@ CPU = Library(
     compiler_variable="CXX",
     compiler=lambda: "c++",
     needs="a C++ compiler (g++ 10 or clang 13, or newer)",
-    # Of the machine that compiles, which is the one that runs it. A product and a sum
-    # become one instruction, as in XLA's own products.
+    # For the compiling machine, which is the one that runs the code. A product and a
+    # sum are contracted to one instruction (FMA), as in XLA's own products.
     options=(
         *("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast"),
         *("-fPIC", "-shared"),

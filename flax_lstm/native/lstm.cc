@@ -1,5 +1,5 @@
-// The loops of `implementation='native'` as XLA calls them; see `_native_lstm.py`,
-// whose order of arguments and results this is.
+// The loops of `implementation='native'` as XLA calls them; arguments and results are in
+// the order of `_native_reference.py`.
 
 #include <algorithm>
 #include <cstdint>
@@ -89,7 +89,7 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
   next.write(loop.d_z);
   const bool is_in_place = std::equal(gates, gates + flax_lstm::kGates, loop.d_z);
   if (loop.scratch_size() > 0 && !is_in_place) {
-    return ffi::Error::InvalidArgument("the gates and their gradients are two arrays");
+    return ffi::Error::InvalidArgument("the gates' gradients are not in the gates' memory");
   }
   loop.reverse = reverse;
   loop.share_out(threads);

@@ -39,7 +39,7 @@ struct Launch {
     const cudaError_t status = cudaFuncSetAttribute(
         function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (status != cudaSuccess) {
-      cudaGetLastError();  // Or the next launch would be taken for a failed one.
+      cudaGetLastError();  // Or the next launch would seem to have failed.
       return error_of(status);
     }
     run_block<kernel, S>

@@ -1,16 +1,16 @@
-// An LSTM layer's recurrence on a GPU, a block of threads for some rows of the batch.
+// An LSTM layer's recurrence on a GPU, one block of threads per group of rows of the batch.
 //
 // Rows do not depend on each other, so a block runs its rows through all steps by
 // itself: no block waits for another. The recurrent weights stay on the chip, in the
 // registers of the threads and, where those do not suffice, in shared memory. The
-// inputs' product comes ready-made, and the weights' gradients are left to one product
-// of all steps afterwards.
+// input product is computed beforehand, and the weights' gradients by one product over
+// all steps afterwards.
 //
-// A block has four threads for each unit. What a step is long for is the number of
+// A block has four threads for each unit. The time of a step depends on the number of
 // instructions and of reads from shared memory, so a thread has weights of four sums
-// rather than one (`Weights`): it reads a factor once for four products. Products are
-// in float32, also where others are in TF32: its unit multiplies eight rows or more at
-// once, and a block has fewer up to 528 rows on 132 processors.
+// rather than one (`Weights`): it reads a factor once for four products. Products are in
+// float32, even where XLA's are in TF32: tensor cores multiply eight rows or more at once,
+// and a block has fewer for up to 528 rows on 132 multiprocessors.
 //
 // Axes are those of layer.h. persistent_forward.h and persistent_backward.h have the
 // kernels.
@@ -23,7 +23,7 @@ namespace flax_lstm {
 
 constexpr int kGates = 4;
 
-// Units that a block has weights for: H rounded up to it, and zeros between.
+// kUnits: how many a block has weights for; H is rounded up to it, with zero weights.
 template <int kUnits_, int kRows_, int kInRegisters_>
 struct Shape {
   static constexpr int kUnits = kUnits_;              // A multiple of 32.
@@ -36,8 +36,8 @@ struct Shape {
   static_assert(kUnits % 32 == 0 && kInRegisters % 4 == 0);
 };
 
-// One layer's arrays, of fewer than 2³¹ numbers each, so that an index is one register.
-// What a kernel has no use for is null.
+// One layer's arrays, of fewer than 2³¹ elements each, so that an index is one register.
+// Those that a kernel does not use are null.
 struct Recurrence {
   int steps, batch, units;
   bool reverse;
@@ -57,7 +57,7 @@ struct Recurrence {
   __device__ int time(int s) const { return reverse ? steps - 1 - s : s; }
 };
 
-// The unit that a thread holds the state of, and in which rows.
+// The unit whose state a thread holds, and for which rows.
 template <typename S>
 struct Place {
   int unit, owner;
@@ -70,7 +70,7 @@ struct Place {
     return owned(n) < S::kRows && row(n) < layer.batch && unit < layer.units;
   }
 
-  // Of a state, (B, H); zeros for what is not there.
+  // This thread's part of a state (B, H); zeros outside of it.
   __device__ void read(const Recurrence& layer, float (&own)[S::kOwned],
                        const float* state) const {
 #pragma unroll
@@ -90,13 +90,13 @@ struct Place {
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // One thread's weights. kSlices neighbours share four sums over kSlices·kUnits/4
-// factors: thread `slice` of them has of each sum every kSlices-th group of four
-// factors, so that neighbours read neighbouring numbers.
+// factors: of each sum, thread `slice` has every kSlices-th group of four factors, so
+// that neighbours read adjacent elements.
 template <typename S, int kSlices>
 class Weights {
  public:
   // get(n, k) gives the n-th sum's weight of the k-th factor; `shared` has room for
-  // S::kInShared · S::kThreads numbers.
+  // S::kInShared · S::kThreads floats.
   template <typename Get>
   __device__ Weights(float* shared, int slice, const Get& get)
       : shared_(reinterpret_cast<float4*>(shared) + threadIdx.x) {
@@ -151,7 +151,8 @@ class Weights {
   float4* shared_;
 };
 
-// What four neighbours have of this one's sum: of thread s the n-th is that of s ^ n.
+// This thread's sum, of which four neighbours have parts: thread s has in sums[n] its part
+// of the sum of thread s ^ n.
 __device__ inline float sum_over_four(const float (&sums)[4]) {
   float sum = sums[0];
 #pragma unroll
@@ -163,12 +164,12 @@ __device__ inline float sigmoid(float x) {
   return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
-// tanh x for x near 0, where 2·σ(2·x) - 1 has no digits left.
+// tanh x for x near 0, where 2·σ(2·x) - 1 loses its digits to cancellation.
 constexpr float kNearZero = 0.55f;
 
 __device__ inline float tanh_near_zero(float x) {
   const float square = x * x;
-  float rest = -6.1987243e-3f;  // (tanh x / x - 1) / x²; tanh x to 7e-9 of itself.
+  float rest = -6.1987243e-3f;  // (tanh x / x - 1) / x²; relative error of tanh x 7e-9.
   rest = rest * square + 2.1020554e-2f;
   rest = rest * square - 5.3840518e-2f;
   rest = rest * square + 1.3332480e-1f;

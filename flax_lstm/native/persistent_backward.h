@@ -1,7 +1,7 @@
 // The recurrence of persistent.h, backward.
 //
-// Sixteen threads have their shares of what all gates pass to h of four units; each of
-// them gets the sum of one, and the four with the same unit a row in turn.
+// Sixteen threads compute shares of the gradients of four units' h, over all gates; each
+// gets the sum for one unit, and the four threads of a unit take rows in turn.
 
 #pragma once
 
@@ -11,8 +11,8 @@ namespace flax_lstm {
 
 constexpr int kBackwardSlices = 16;
 
-// Of a row's gradients in shared memory, (kGates, kUnits): eight units of four rows,
-// which a warp writes at once, lie in different banks.
+// Stride of a row's gradients in shared memory, (kGates, kUnits), such that the eight units
+// of four rows that a warp writes at once are in different banks.
 template <typename S>
 constexpr int kGradientStride = kGates * S::kUnits + 8;
 
@@ -101,7 +101,7 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
       sum += __shfl_xor_sync(kWholeWarp, sum, 4);
       sum += __shfl_xor_sync(kWholeWarp, sum, 8);
       const int n = r / 4;
-      // A row that does not count passes on what it was given.
+      // A row that does not count passes on the gradient that it was given.
       if (place.owner == r % 4 && of_step[n].counts) d_h[n] = sum;
     }
     float* const before = now;

@@ -1,7 +1,7 @@
-// The recurrences of persistent.h as XLA calls them; see `_persistent_lstm.py`, whose
-// order of arguments and results this is.
+// The recurrences of persistent.h as XLA calls them; arguments and results are in the
+// order of `_persistent_lstm.py`.
 //
-// Whoever includes it runs a kernel, by a call of
+// The including file launches the kernels: it passes a `launch` with
 // launch.operator()<kernel, S>(layer, blocks, shared_floats).
 
 #pragma once
@@ -20,7 +20,7 @@ constexpr int64_t kMostNumbers = INT32_MAX;
 
 enum class Kernel { kForward, kForwardKeeping, kBackward };
 
-// Rows of a block: as few as leave no processor with two blocks, and eight at most.
+// Rows of a block: as few as possible with one block per multiprocessor, at most eight.
 inline int rows_of_block(int64_t batch, int64_t processors) {
   int rows = 1;
   while (rows < 8 && batch > rows * processors) rows *= 2;
@@ -31,7 +31,7 @@ template <Kernel kernel, typename S, typename Launch>
 ffi::Error run_shape(const Recurrence& layer, const Launch& launch) {
   constexpr int floats = kernel == Kernel::kBackward ? backward_shared_size<S>()
                                                      : forward_shared_size<S>();
-  // What a block can ask for, of those with shared weights on some GPUs only.
+  // What a block can ask for; with weights in shared memory, on some GPUs only.
   constexpr int most_bytes = (S::kInShared ? 227 : 48) * 1024;
   static_assert(floats * sizeof(float) <= most_bytes);
   const int64_t blocks = (layer.batch + S::kRows - 1) / S::kRows;
@@ -53,10 +53,10 @@ ffi::Error run(const Recurrence& layer, int64_t processors, const Launch& launch
   if (layer.units > kMostUnits) {
     return ffi::Error::InvalidArgument("flax_lstm: more units than a block can hold");
   }
-  // With the step behind the last, which is never read but counted.
+  // With one more step after the last, whose index is computed but never read from.
   const int64_t steps = int64_t{layer.steps} + 1;
   if (steps * layer.batch * kGates * layer.units > kMostNumbers) {
-    return ffi::Error::InvalidArgument("flax_lstm: more numbers than an index counts");
+    return ffi::Error::InvalidArgument("flax_lstm: array too large for 32-bit indices");
   }
   switch (rows_of_block(layer.batch, processors)) {
     case 1: return run_rows<kernel, 1>(layer, launch);

@@ -1,8 +1,8 @@
 // The recurrence of persistent.h, forward.
 //
-// Thread 4·u + g has its share of all four sums of unit u, and the sum of gate g once
-// its neighbours' shares have come. The state of row r is held by the thread with
-// g = r mod 4, to which the other three gates come.
+// Thread 4·u + g computes its share of all four sums of unit u, and gets the sum of gate g
+// by adding its neighbours' shares. The state of row r is held by the thread with
+// g = r mod 4, which receives the other three gates.
 
 #pragma once
 
@@ -36,11 +36,11 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     if (place.owned(n) < S::kRows) h[place.owned(n) * S::kUnits + unit] = own_h[n];
   }
 
-  // Rows that are there; for a unit that is not, none.
+  // Rows that exist; none for a unit that does not.
   const int rows = is_unit ? layer.batch - first_row : 0;
   const float bias = is_unit ? layer.bias[gate][unit] : 0.0f;
   float* const own_gates = keeps ? layer.to_keep[gate] : nullptr;
-  // Of the block's first row and this thread's unit, in a step's numbers.
+  // Index of the block's first row and this thread's unit within a step's elements.
   const int at = first_row * units + unit;
   const int at_z = (first_row * kGates + gate) * units + unit;
 
@@ -74,7 +74,7 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     }
 #pragma unroll
     for (int n = 0; n < S::kOwned; ++n) counts[n] = next_counts[n];
-    load(s + 1);  // Which takes long: it arrives during the product.
+    load(s + 1);  // Takes long: the data arrives during the product.
     weights.add_products(sums, now + 4 * gate, S::kUnits);
 
     const int first = layer.time(s) * layer.batch * units + at;
@@ -82,7 +82,7 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     for (int r = 0; r < S::kRows; ++r) {
       const int owner = r % kGates, n = r / kGates;
       const int here = first + r * units;
-      // For the owner, whose own gate is that of its number.
+      // In the owner, whose own gate has its number, gates[n] is gate n.
       float gates[kGates];
       gates[owner] = activated(sum_over_four(sums[r]), gate == 2);
 #pragma unroll

@@ -12,8 +12,8 @@
 
 namespace flax_lstm {
 
-// Until `ended` has reached `count`. Short at first: what is waited for takes
-// microseconds, unless its thread had to make room for another.
+// Returns when `ended` has reached `count`. Spins at first: what is waited for takes
+// microseconds, unless its thread was preempted.
 inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
   constexpr int kPatience = 10000;
   for (int tries = 0; ended.load(std::memory_order_acquire) < count;) {
@@ -31,9 +31,9 @@ inline void wait_for(const std::atomic<int64_t>& ended, int64_t count) {
 // Calls work(phase, item) for every item of every phase, on up to `threads` threads,
 // and begins a phase only when the one before it has ended.
 //
-// A thread begins each phase with the same items, whose numbers its cache holds, and
-// then takes what nobody has begun. So nobody waits for a thread that has not begun:
-// where all others are busy, the caller does the whole work itself.
+// A thread begins each phase with the same items, whose data is in its cache, and then
+// takes items that no thread has begun. So no thread waits for one that has not started:
+// if all others are busy, the caller does all the work itself.
 //
 // Throws std::bad_alloc, when all threads have ended, if a call of work did.
 template <typename Pool, typename Work>
@@ -48,7 +48,7 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
   }
   // A cache line each: they are written by several threads.
   struct alignas(64) Item {
-    std::atomic<int64_t> phase{0};  // That which nobody has begun.
+    std::atomic<int64_t> phase{0};  // The next one, which no thread has begun.
   };
   struct Progress {
     explicit Progress(int64_t items) : items(items) {}
@@ -56,7 +56,7 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
     alignas(64) std::atomic<int64_t> ended{0};
     std::atomic<bool> lacks_memory{false};
   };
-  // A thread that comes late finds nothing left, but looks: this outlives the call.
+  // A late thread finds nothing left but still looks, so this outlives the call.
   auto progress = std::make_shared<Progress>(items);
   const auto take_all = [progress, phases, items, &work](int64_t first) {
     for (int64_t phase = 0; phase < phases; ++phase) {
@@ -83,7 +83,7 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
     try {
       pool.Schedule([take_all, first] { take_all(first); });
     } catch (const std::bad_alloc&) {
-      break;  // With fewer threads: those that have begun need what is here.
+      break;  // Go on with fewer threads: those that have begun use this call's data.
     }
   }
   take_all(0);

@@ -7,17 +7,18 @@
 #include <cstdint>
 #include <cstring>
 
-// Which product and sum become one instruction is decided by the source, not by what a
-// tile's size makes of it: f * c + i * g has two ways. (GCC decides alike, as tests show.)
+// Which product and sum are contracted to one instruction is decided by the source, not by
+// the tile's size: f * c + i * g can be contracted in two ways. (GCC always chooses the
+// same one, as tests show.)
 #ifdef __clang__
 #pragma clang fp contract(on)
 #endif
 
 namespace flax_lstm {
 
-// kRows rows by four vectors are summed in registers, beside one of weights and an input
-// a row: 31 of the 32 that AVX-512 and NEON have, all 16 of AVX. SSE has 16, too, and
-// needs one more for a product.
+// kRows rows by four vectors are summed in registers, besides one vector of weights and
+// one input per row: 31 of the 32 registers of AVX-512 and NEON, all 16 of AVX. SSE has
+// 16, too, and needs one more for a product.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kRows = 6;
@@ -32,16 +33,16 @@ constexpr int kLanes = 4;
 constexpr int kRows = 6;
 #endif
 
-// What is not inlined is called with every register first written to memory.
+// A function that is not inlined is called with every register spilled to memory first.
 #define FLAX_LSTM_INLINE inline __attribute__((always_inline))
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Minus zero, which changes no number: plus zero changes -0, and so takes an instruction
-// a call, in a product's loop a fifth of all.
+// x - 0 is x for every x, so it costs nothing: x + 0 would change -0, and so take one
+// instruction per call, a fifth of all in a product's loop.
 FLAX_LSTM_INLINE Vector splat(float x) { return x - Vector{}; }
 
-// The first `count` lanes (all, if there are more); zeros behind them.
+// The first `count` lanes (at most all); zeros after them.
 FLAX_LSTM_INLINE Vector load(const float* from, int64_t count = kLanes) {
   Vector vector{};
   if (count >= kLanes) {
@@ -69,8 +70,8 @@ FLAX_LSTM_INLINE float sum(Vector vector) {
   return lanes[0];
 }
 
-// From where on tanh is exactly 1, so that an open gate loses nothing, however many
-// steps: where a product and a sum are one instruction, the quotient gets there later.
+// The argument from which tanh is exactly 1, so that an open gate loses nothing over any
+// number of steps: with FMA instructions the quotient gets there later.
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
 constexpr float kTanhIsOne = 7.99881172180175781f;
 #else
@@ -106,7 +107,7 @@ FLAX_LSTM_INLINE Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f;
 template <int R, int N>
 FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N], const float* rows,
                                    int64_t stride, const float* panel, int64_t count) {
-  // What is not read elsewhere by a number that is known late stays in registers.
+  // An array that is never indexed by run-time values elsewhere stays in registers.
   Vector local[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) local[r][n] = sums[r][n];
@@ -124,9 +125,9 @@ FLAX_LSTM_INLINE void add_products(Vector (&sums)[R][N], const float* rows,
   }
 }
 
-// Calls tile<R>(first) for tiles of R = kRows of the rows [begin, end), and of fewer at
-// the end. Where a tile of two takes no longer than one of a single row, the last tiles
-// are not of one, if there are others.
+// Calls tile<R>(first) for tiles of R = kRows of the rows [begin, end), and for smaller
+// ones at the end. If R > 2, a tile of two rows takes no longer than one of a single row,
+// so the last tile is not a single row if there are others.
 template <int R = kRows, typename Tile>
 inline void in_tiles(int64_t begin, int64_t end, const Tile& tile) {
   for (; begin + R <= end; begin += R) {

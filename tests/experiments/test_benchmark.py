@@ -337,7 +337,9 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_a_process_that_dies_is_an_error():
-    with pytest.raises(RuntimeError, match=r"^_exit: its process ended with 3"):
+    with pytest.raises(
+        RuntimeError, match=r"^_exit: its process ended with exit code 3"
+    ):
         child.in_process(__import__("os")._exit, 3)
 
 
@@ -382,7 +384,9 @@ def test_a_contender_works_in_a_process_of_its_own(entry, kind):
 
 def test_work_whose_process_dies_is_an_error():
     with (
-        pytest.raises(RuntimeError, match=r"^dying_work: its process ended with 3"),
+        pytest.raises(
+            RuntimeError, match=r"^dying_work: its process ended with exit code 3"
+        ),
         child.working(dying_work) as calls,
     ):
         calls(1)

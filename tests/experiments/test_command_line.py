@@ -68,7 +68,7 @@ def test_a_warning_is_one_line_and_a_checkpoint_is_told_from_its_run(tmp_path):
     assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
     done = command("predict", f"--workdir={tmp_path}/15")
-    assert_one_line_error(done, f"it is itself that of step 15 in {tmp_path}")
+    assert_one_line_error(done, f"it is itself the checkpoint of step 15 in {tmp_path}")
 
 
 def test_ctrl_c_while_a_command_imports_is_one_line():

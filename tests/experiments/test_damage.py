@@ -72,7 +72,7 @@ def test_an_added_file_and_a_link_are_damage(workdir):
         verify(str(workdir), NEWEST)
     extra.unlink()
     extra.symlink_to("/etc")
-    with pytest.raises(DamagedCheckpointError, match="extra is no plain file"):
+    with pytest.raises(DamagedCheckpointError, match="extra is not a regular file"):
         verify(str(workdir), NEWEST)
 
 

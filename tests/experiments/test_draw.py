@@ -143,7 +143,7 @@ REFUSED = {
     "text": ({"data": b"hello", **PNG}, 422, "expected a PNG or JPEG"),
     "nothing": ({"data": b"", **PNG}, 422, "expected a PNG or JPEG"),
     "cut short": ({"data": picture()[:-60], **PNG}, 422, "expected a PNG or JPEG"),
-    "blank": ({"data": picture(draw=False), **PNG}, 422, "got an even surface"),
+    "blank": ({"data": picture(draw=False), **PNG}, 422, "got a uniform picture"),
     "too many pixels": (
         {"data": picture(draw=False, size=(9000, 9000)), **PNG},
         422,

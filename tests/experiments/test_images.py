@@ -131,7 +131,7 @@ def test_missing_image_is_refused(tmp_path):
 
 def test_blank_paper_is_refused(tmp_path):
     path = saved(Image.new("L", (30, 30), 255), tmp_path)
-    with pytest.raises(RunError, match="even surface"):
+    with pytest.raises(RunError, match="uniform picture"):
         read_digit(path, MNIST)
 
 

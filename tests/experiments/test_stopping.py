@@ -129,9 +129,9 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
         copy = shutil.copytree(workdir, tmp_path / "copy")
         tested = train(copy, *flags[1:], "--num_epochs=1")
         assert re.search(
-            r"Trained already: epoch 1, \d+ steps on, .* than the 1", tested
+            r"Trained already: epoch 1 and \d+ steps, .* than the 1", tested
         )
-    assert re.search(r"Restored: epoch 1, \d+ steps on, step", train(workdir, *flags))
+    assert re.search(r"Restored: epoch 1 and \d+ steps, step", train(workdir, *flags))
     assert_same_run(workdir, uninterrupted(flags))
 
 
@@ -155,7 +155,7 @@ def test_a_signal_when_all_is_trained_ends_the_run_too(trained, tmp_path):
         check=False,
     )
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "stopped by SIGTERM; all is trained; the same command tests" in done.stderr
+    assert "stopped by SIGTERM; training is done; the same command tests" in done.stderr
     assert "Final test" not in done.stdout
 
 
@@ -190,7 +190,7 @@ def test_a_second_signal_ends_at_once():
     assert done.stdout == "went on\n"
     noted, ended = done.stderr.splitlines()
     assert noted.startswith("stopping after the steps under way")
-    assert ended == "ended at once; what was saved before is whole"
+    assert ended == "ended at once; what was saved before is intact"
 
 
 def test_ctrl_c_is_not_lost_in_a_callback_whose_errors_are_dropped():
