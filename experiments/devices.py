@@ -70,7 +70,7 @@ def loops_on_cpu() -> str:
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
-    """A mesh over which a batch's rows are spread, as many devices of each process.
+    """A mesh to spread a batch's rows over, with equally many devices per process.
 
     Args:
         batch_size: rows of a batch.
@@ -133,7 +133,7 @@ def sum_of_devices(tree: Any) -> Any:
 
 
 def device_varying(tree: Any) -> Any:
-    """`tree`, from here on different on each device, inside `on_every_device`."""
+    """`tree`, which from here on may differ by device, inside `on_every_device`."""
     return jax.lax.pcast(tree, ROWS, to="varying") if _is_one_of_several() else tree
 
 

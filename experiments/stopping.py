@@ -28,7 +28,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in _SIGNALS:
-            # If ignored, whoever started this in the background wants that of Ctrl-C.
+            # Where it is ignored, whoever started this in the background wants it so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -49,7 +49,7 @@ class StopRequest:
             os.write(2, b"ended at once; what was saved before is intact\n")
             os._exit(_status(signal.Signals(number)))
         self.by = signal.Signals(number)
-        os.write(2, b"stopping after the steps under way; another signal ends now\n")
+        os.write(2, b"stopping after the steps under way; another signal ends it now\n")
 
 
 def _status(number: signal.Signals) -> int:

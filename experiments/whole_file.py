@@ -15,7 +15,7 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     Until then, and after an error, what was there is left alone.
 
     Raises:
-        RunError: one can't be written, or exists but is no file (a folder, a device).
+        RunError: one can't be written, or exists and is a folder or a device.
     """
     temporaries = tuple(f"{path}.tmp" for path in paths)
     _require_files(paths)

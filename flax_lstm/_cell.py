@@ -59,7 +59,7 @@ class StackableCell(Protocol):
 class HiddenStateCell:
     """All of `StackableCell` but `__call__`, for a cell whose only state is h.
 
-    The carry is h itself. In a cell's bases it has to precede the Flax class.
+    The carry is h itself. Among a cell's bases this class has to precede Flax's.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("h",)

@@ -7,8 +7,8 @@ What sets it apart from a scan over the cell:
   larger ones a product per gate is faster, and for many rows so is a product of [x, h]
   with both weights, whose result never leaves the cache.
 - The derivative is linear in the tangents, with factors that depend on the gates and
-  the cell state. These are what is saved (`Kept`), five values per unit and step; the
-  backward loop has one product and one tanh.
+  the cell state. These are what is saved (`Kept`), five values per unit and step
+  (six with a projection); the backward loop has one product and one tanh.
 - No weight's derivative is computed inside a loop. Each is one product of all steps' x
   or h with all steps' gate derivatives.
 

@@ -61,19 +61,21 @@ class StackedLSTM(RecurrentStack):
             is common; torch adds nothing).
         dtype: dtype of the computation; None promotes input, h_0 and parameters.
         param_dtype: dtype in which parameters are created.
-        kernel_init: initializer of the input kernels, (I, H) each.
+        kernel_init: initializer of the input kernels, (I, H) each, and (D·P, H) above
+            the first layer.
         recurrent_kernel_init: initializer of the hidden kernels, (P, H) each.
-        bias_init: initializer of the biases, (H,) each. All initializers default
-            to torch's U(-1/√H, 1/√H), except that a bias is the sum of two such draws.
+        bias_init: initializer of the biases, (H,) each. These three default to torch's
+            U(-1/√H, 1/√H), except that a bias is the sum of two such draws.
         implementation: how the recurrence over time is computed; parameters and results
             are the same. `'scan'`: `nn.scan` over the cell, step by step. `'fused'`: a
             scan with a derivative rule of its own, which computes each weight's
             gradient as one product after the loop, see `flax_lstm/_fused_lstm.py`.
             `'cudnn'`: NVIDIA's cuDNN, for float32 on NVIDIA GPUs, without projection
-            and remat, in TF32 unless `jax_default_matmul_precision` is 'highest'; under
-            vmap, and for derivatives other than reverse mode, it falls back to
-            `'fused'`, see `flax_lstm/_cudnn_lstm.py`. `'native'`: C++ loops on a CPU,
-            once `python -m flax_lstm.native` has compiled them, for float32 without
+            and remat, in TF32 unless `jax_default_matmul_precision` is 'highest' or
+            'float32'; under vmap, and for derivatives other than reverse mode, it falls
+            back to `'fused'`, see `flax_lstm/_cudnn_lstm.py`. `'native'`: C++ loops on
+            a CPU (or, with `--gpu`, kernels on an NVIDIA GPU), once
+            `python -m flax_lstm.native` has compiled them, for float32 without
             projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU `'native'`
             where it is compiled and applicable, else `'fused'`.
             `experiments/BENCHMARK.md` has the measurements.

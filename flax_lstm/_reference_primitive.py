@@ -1,7 +1,7 @@
 """JAX primitives with a reference implementation in JAX operations.
 
-Faster code for the same is called where a computation is lowered for a platform that
-has it. The reference provides everything else: shapes, derivatives, vmap, and what is
+Where a computation is lowered for a platform that has faster code for it, that code is
+called. The reference provides everything else: shapes, derivatives, vmap, and what is
 compiled where the call can't be made.
 """
 

@@ -45,7 +45,8 @@ class StackedRNN(HiddenStateStack):
         bidirectional: True to also run every layer in reverse over its input (D = 2).
         dtype: dtype of the computation; None promotes input, h_0 and parameters.
         param_dtype: dtype in which parameters are created.
-        kernel_init: initializer of the input kernels, (I, H) each.
+        kernel_init: initializer of the input kernels, (I, H) each, and (D·H, H) above
+            the first layer.
         recurrent_kernel_init: initializer of the hidden kernels, (H, H) each.
         bias_init: initializer of the biases, (H,) each. All initializers default
             to torch's U(-1/√H, 1/√H), except that a bias is the sum of two such draws.

@@ -85,7 +85,7 @@ def behind(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 def as_jax(params: dict[str, Any]) -> dict[str, Any]:
     """A tree of NumPy arrays as one of JAX arrays, copies.
 
-    `jnp.asarray` may share the memory (JAX 0.10.0 does), which torch may then train.
+    `jnp.asarray` may share memory (JAX 0.10.0 does), which torch may go on training.
     """
     return jax.tree.map(jnp.array, params)
 

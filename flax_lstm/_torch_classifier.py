@@ -58,7 +58,7 @@ def classifier_params_from_torch(
         and `attention` if it is there.
 
     Raises:
-        ValueError, TypeError: as `params_from_torch`.
+        ValueError, TypeError, FileNotFoundError: as `params_from_torch`.
 
     Example:
         >>> import numpy as np
@@ -129,6 +129,7 @@ def classifier_params_to_torch(
     Raises:
         ValueError: entries that are missing, unexpected or of the wrong shape (the
             message lists them).
+        TypeError: not a mapping, or an entry that is not an array.
 
     Example:
         >>> import jax, jax.numpy as jnp

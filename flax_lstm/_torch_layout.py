@@ -147,7 +147,7 @@ class StackLayout:
     @classmethod
     def named_in(cls, names: Iterable[str]) -> "StackLayout":
         matches = [m for m in map(_KEY.fullmatch, names) if m]
-        # A stray key such as weight_ih_l999999 must not list a million missing ones.
+        # A stray weight_ih_l999999 must not make us list a million missing keys.
         found = {int(m[2]) for m in matches}
         count = next(k for k in range(len(found) + 1) if k not in found)
         return cls(

@@ -170,7 +170,7 @@ def is_on_gpu() -> bool:
 
 
 def implementations() -> dict[str, str]:
-    """Our implementations by contender: `auto`, and on a GPU those that only it has."""
+    """Ours by contender: `auto`; on a GPU also cuDNN, and the kernel if compiled."""
     found = {ALL: "auto"}
     if is_on_gpu():
         found[CUDNN] = "cudnn"

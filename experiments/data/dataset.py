@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which process of a run, of how many, reads its share of the examples."""
+    """The share of the examples that process `index` of `count` reads."""
 
     index: int = 0
     count: int = 1

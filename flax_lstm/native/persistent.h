@@ -23,7 +23,7 @@ namespace flax_lstm {
 
 constexpr int kGates = 4;
 
-// kUnits: how many a block has weights for; H is rounded up to it, with zero weights.
+// kUnits: how many units a block has weights for; H rounded up, the rest being zeros.
 template <int kUnits_, int kRows_, int kInRegisters_>
 struct Shape {
   static constexpr int kUnits = kUnits_;              // A multiple of 32.

@@ -53,7 +53,7 @@ ffi::Error run(const Recurrence& layer, int64_t processors, const Launch& launch
   if (layer.units > kMostUnits) {
     return ffi::Error::InvalidArgument("flax_lstm: more units than a block can hold");
   }
-  // With one more step after the last, whose index is computed but never read from.
+  // With one more step after the last, which is indexed but never read.
   const int64_t steps = int64_t{layer.steps} + 1;
   if (steps * layer.batch * kGates * layer.units > kMostNumbers) {
     return ffi::Error::InvalidArgument("flax_lstm: array too large for 32-bit indices");
