@@ -48,8 +48,7 @@ class StackedLSTM(RecurrentStack):
         hidden_size: H, number of features of the cell state.
         num_layers: L, number of layers; each reads the output of the one below.
         bias: False for no bias parameters at all.
-        batch_first: True if input and output are (B, T, ·); states are (L·D, B, ·)
-            either way.
+        batch_first: True if input and output are (B, T, ·); states stay (L·D, B, ·).
         dropout: probability that an element of the output of any layer but the last
             is zeroed, when `deterministic=False`.
         bidirectional: True to also run every layer in reverse over its input (D = 2).
