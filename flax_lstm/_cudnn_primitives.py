@@ -48,7 +48,7 @@ _NAMES = {
 def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
     """Outputs (B, T, D·H) and final states (L·D, B, H) of x (B, T, I)."""
     cells = split(weights, sizes)
-    valid = jnp.arange(x.shape[1])[:, None] < lengths
+    valid = jnp.arange(x.shape[1], dtype=lengths.dtype)[:, None] < lengths
     y = x.swapaxes(0, 1)
     finals = []
     with jax.default_matmul_precision(_NAMES[sizes.precision]):

@@ -47,7 +47,7 @@ def time_major(
         x = x.swapaxes(0, 1)
     valid = None
     if lengths is not None:
-        valid = jnp.arange(x.shape[0])[:, None] < lengths[None, :]
+        valid = jnp.arange(x.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
         # Whatever stands in the padding (NaN too) must not reach a product:
         # 0 * NaN would come back in the gradients.
         x = jnp.where(valid[..., None], x, jnp.zeros_like(x))

@@ -76,7 +76,8 @@ class AttentionPooling(nn.Module):
         accurate = at_least_float32(output.dtype)
         scores = query(jnp.tanh(projection(output))).astype(accurate)
         if lengths is not None:
-            valid = jnp.arange(output.shape[0])[:, None] < lengths[None]
+            steps = jnp.arange(output.shape[0], dtype=lengths.dtype)
+            valid = steps[:, None] < lengths[None]
             # Finite, so that the weights of a row without any step are finite, too.
             none = jnp.finfo(scores.dtype).min
             scores = jnp.where(valid[..., None], scores, none)

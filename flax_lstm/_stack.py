@@ -245,8 +245,8 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def _drop_out(self, x):
-        # While initialising, Flax's own Dropout takes the parameters' key.
-        if not self.has_rng("dropout") and not self.is_initializing():
+        # Flax's Dropout takes the stream `params` where there is none for dropout.
+        if not (self.has_rng("dropout") or self.has_rng("params")):
             raise ValueError(
                 f"rngs: expected a key for dropout={self.dropout} with "
                 f"deterministic=False, got none; pass rngs={{'dropout': key}}"

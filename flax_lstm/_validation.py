@@ -103,9 +103,12 @@ def as_floating_array(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array; a TypeError unless its dtype is real floating."""
     try:
         array = jnp.asarray(value)
+    except jax.errors.JaxRuntimeError:  # No memory, a transfer guard: not the value's.
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
-        # torch's own message says what to do with a tensor that requires grad.
-        why = f" ({error})" if hasattr(value, "detach") else ""
+        # What converts itself, such as torch's tensors, says why it could not.
+        converts = hasattr(value, "__array__") and type(value) is not np.ndarray
+        why = f" ({error})" if converts else ""
         if hasattr(value, "batch_sizes"):  # A PackedSequence of torch's.
             why = "; pass the padded array, and its lengths as seq_lengths="
         raise TypeError(
@@ -176,7 +179,9 @@ def as_lengths(
             f"cut the sequence to its length instead"
         )
     array = _as_array(lengths)
-    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+    # To NumPy, a duration is an integer.
+    integers = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.kind != "m"
+    if array.size and not integers:
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
     if array.shape != (batch,):
         raise ValueError(f"{name}: expected shape ({batch},), got {array.shape}")
@@ -189,9 +194,10 @@ def as_lengths(
                 f"{name}: expected lengths within [0, {steps}], "
                 f"got {values[row]} in row {row}"
             )
+    if isinstance(array, np.ndarray):  # In any byte order.
+        return jnp.asarray(array.astype(np.int32))
     # Clipped before the cast, so that no wide integer wraps around into the range; but
     # after it for a narrow dtype, which may not be able to represent `steps`.
-    array = jnp.asarray(array)
     if array.dtype.itemsize < jnp.dtype(jnp.int32).itemsize:
         array = array.astype(jnp.int32)
     return jnp.clip(array, 0, steps).astype(jnp.int32)

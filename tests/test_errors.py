@@ -334,6 +334,13 @@ CALLS = [
     (
         {},
         X,
+        {"seq_lengths": np.array([1, 2, 3], "m8[s]")},
+        TypeError,
+        "seq_lengths: expected integers, got dtype timedelta",
+    ),
+    (
+        {},
+        X,
         {"seq_lengths": [[1], [2, 3], [4]]},
         TypeError,
         "seq_lengths: expected integers, got dtype object",
@@ -605,6 +612,19 @@ def test_a_torch_tensor_that_needs_a_gradient_is_refused_in_torchs_words():
     message = r"^input: expected an array of floating.*\(.*detach\(\)"
     with pytest.raises(TypeError, match=message):
         stack().apply(two_layers(), x)
+
+
+def test_a_masked_array_is_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"^input: expected an array.*\.filled\(\)"):
+        stack().apply(two_layers(), np.ma.array(X))
+
+
+def test_what_is_not_the_inputs_fault_is_not_called_that():
+    with (
+        jax.transfer_guard("disallow"),
+        pytest.raises(jax.errors.JaxRuntimeError, match=r"Disallowed .* transfer"),
+    ):
+        stack().apply(two_layers(), np.asarray(X))
 
 
 def test_what_torch_has_itself_is_refused_with_what_to_do():

@@ -348,23 +348,31 @@ STRICT = [
 ]
 
 
+@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(
     ("kind", "options"), [*STRICT, ("lstm", {"implementation": "native"})]
 )
-def test_no_dtype_and_no_axis_is_promoted_in_silence(kind, options, native):
+def test_no_dtype_and_no_axis_is_promoted_in_silence(kind, options, x64, native):
     """As JAX's users ask for it who want to see each such place."""
     stack = KINDS[kind].build(I, H, 2, bidirectional=True, dropout=0.5, **options)
-    assert_strict(stack, deterministic=False, rngs={"dropout": KEY})
+    with jax.enable_x64(x64):
+        assert_strict(stack, deterministic=False, rngs={"dropout": KEY})
 
 
+@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("dtype", [None, BF16])
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
-def test_nor_in_a_classifier(pooling, dtype):
-    assert_strict(
-        LSTMClassifier(
-            3, I, H, batch_first=False, bidirectional=True, pooling=pooling, dtype=dtype
+def test_nor_in_a_classifier(pooling, dtype, x64):
+    with jax.enable_x64(x64):
+        assert_strict(
+            LSTMClassifier(
+                *(3, I, H),
+                batch_first=False,
+                bidirectional=True,
+                pooling=pooling,
+                dtype=dtype,
+            )
         )
-    )
 
 
 def assert_strict(model, **arguments):
@@ -375,7 +383,7 @@ def assert_strict(model, **arguments):
         )
         return sum(array.astype(F32).sum() for array in jax.tree.leaves(results))
 
-    x = jnp.ones((T, B, I))
+    x = jnp.ones((T, B, I), F32)
     with (
         jax.numpy_rank_promotion("raise"),
         jax.numpy_dtype_promotion("strict"),
@@ -426,6 +434,16 @@ def test_lengths_of_a_narrow_dtype_mean_what_they_say(dtype, steps):
         output, _ = run(variables, x, seq_lengths=lengths)
         wide, _ = run(variables, x, seq_lengths=lengths.astype("int32"))
         np.testing.assert_array_equal(output, wide)
+
+
+@pytest.mark.parametrize("dtype", [">i4", "<i8", ">u2"])
+def test_lengths_may_have_any_byte_order(dtype):
+    gru = KINDS["gru"].build(I, H)
+    x = jnp.ones((T, 2, I))
+    variables = gru.init(KEY, x)
+    output, _ = gru.apply(variables, x, seq_lengths=np.array([2, T], dtype))
+    expected, _ = gru.apply(variables, x, seq_lengths=[2, T])
+    np.testing.assert_array_equal(output, expected)
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused"])

@@ -324,6 +324,22 @@ def test_dropout_is_reproduced_by_its_key():
     np.testing.assert_array_equal(dropped(KEY), dropped(KEY))
 
 
+def test_dropout_takes_the_keys_that_flaxs_own_takes():
+    """The stream `params`, which one bare key is, and nnx's default stream, if there
+    is no stream `dropout`."""
+    lstm = StackedLSTM(I, H, 2, dropout=0.5)
+    x, _, variables = draw(lstm)
+    noisy = partial(lstm.apply, variables, x, deterministic=False)
+    results = [noisy(rngs=rngs)[0] for rngs in (KEY, {"params": KEY})]
+    np.testing.assert_array_equal(*results)
+    assert (results[0] != lstm.apply(variables, x)[0]).any()
+
+    model = nnx.bridge.ToNNX(lstm, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, x)
+    first, second = (model(x, deterministic=False)[0] for _ in range(2))
+    assert (first != second).any()
+
+
 def test_dropout_differs_by_its_key():
     assert (dropped(KEY) != dropped(jax.random.key(1))).any()
 
