@@ -15,9 +15,10 @@ def read_state_dict(source: Any) -> dict[str, np.ndarray]:
     """The arrays of a mapping, or of a `.safetensors` file; nothing is unpickled.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file (FileNotFoundError), or it can't be read.
         ValueError: a file that is not a safetensors file.
-        TypeError: neither a mapping nor a path, or an entry that is not an array.
+        TypeError: neither a mapping nor a path, an entry that is not an array, or one
+            of a dtype that NumPy lacks.
     """
     if isinstance(source, (str, os.PathLike)):
         return _read_safetensors(os.fspath(source))
@@ -34,17 +35,25 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"state_dict: expected a .safetensors file, got {path}")
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:  # Of which safetensors says that there is no such file.
+        raise type(error)(
+            f"state_dict: expected a .safetensors file, got {path} ({error.strerror})"
+        ) from error
     try:
         return dict(safetensors.numpy.load_file(path))
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:
-        # AttributeError is what it raises for a dtype that NumPy lacks.
+    except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"state_dict: expected a .safetensors file, got {path} ({error}); a torch "
             f"pickle (.pt, .pth) is never read here; to convert one, in torch: "
             f"safetensors.torch.save_file(torch.load(path, weights_only=True), "
             f"new_path)"
+        ) from error
+    except AttributeError as error:  # What it raises for a dtype that NumPy lacks.
+        raise TypeError(
+            f"state_dict: expected dtypes that NumPy has, got {path} ({error})"
         ) from error
 
 
@@ -54,12 +63,19 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
             value = value.detach().cpu()
             if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype.
                 return value.float().numpy().astype(jnp.bfloat16)
-        return np.asarray(value)
+        array = np.asarray(value)
+        # JAX takes no other byte order.
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"state_dict: expected an array for {name}, got a "
             f"{type(value).__name__} ({error})"
         ) from error
+
+
+def require_string(argument: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a string, got a {type(value).__name__}")
 
 
 def require_floating(argument: str, tensors: Mapping[str, np.ndarray]) -> None:

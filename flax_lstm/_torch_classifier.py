@@ -1,5 +1,6 @@
 """Weights from a torch classifier (a stack and a Linear), and back."""
 
+import itertools
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from flax_lstm._state_dict import (
     require_floating,
     require_names,
     require_shapes,
+    require_string,
     writable,
 )
 from flax_lstm._torch_layout import (
@@ -27,7 +29,7 @@ from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
 # The name of the head in the study notes' classifier, misspelt there.
 _NOTES_HEAD = "classifer"
-# torch's names of the layers besides the stack, and ours.
+# torch's names of the layers besides the stack and the head, and ours.
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
     "attention.bias": "attention/projection/bias",
@@ -45,7 +47,8 @@ def classifier_params_from_torch(
     The stack is a torch.nn.LSTM, or for a `GRUClassifier` or an `RNNClassifier` a
     torch.nn.GRU or torch.nn.RNN; which it is follows from the shapes, as in
     `params_from_torch`. With `pooling='attention'` there are two more torch.nn.Linear:
-    `attention`, (D·P, D·P), and `query`, from D·P to 1 and without a bias.
+    `attention`, (D·P, D·P), and `query`, from D·P to 1 and without a bias, in the
+    module that contains both the stack and the head.
 
     Args:
         state_dict: a mapping or the path of a `.safetensors` file, with the keys of
@@ -58,7 +61,7 @@ def classifier_params_from_torch(
         and `attention` if it is there.
 
     Raises:
-        ValueError, TypeError, FileNotFoundError: as `params_from_torch`.
+        ValueError, TypeError, OSError: as `params_from_torch`.
 
     Example:
         >>> import numpy as np
@@ -79,10 +82,12 @@ def classifier_params_from_torch(
     prefix = f"{stack}."
     weights = behind(prefix, tensors)
     layout = StackLayout.named_in(weights)
-    head = _only_head(tensors, prefix) if head is None else head
+    head = _only_head(tensors, stack) if head is None else head
     names = _head_named(head)
-    if _ATTENTION.keys() & tensors.keys():
-        names |= _ATTENTION
+    attention = _attention_names(stack, head)
+    # A head may have the name of one of them.
+    if (attention.keys() - names.keys()) & tensors.keys():
+        names |= attention
     _require_head(head, names, tensors, prefix)
     expected = {prefix + name for name in layout.names()} | names.keys()
     require_names("state_dict", expected, tensors)
@@ -92,14 +97,15 @@ def classifier_params_from_torch(
     width = layout.output_width(weights, cell)
     classes = tensors[f"{head}.weight"].shape[:1]
     shapes = {
-        f"{head}.weight": (*classes, width),
-        f"{head}.bias": classes,
-        "attention.weight": (width, width),
-        "attention.bias": (width,),
-        "query.weight": (1, width),
+        "head/kernel": (*classes, width),
+        "head/bias": classes,
+        "attention/projection/kernel": (width, width),
+        "attention/projection/bias": (width,),
+        "attention/query/kernel": (1, width),
     }
     require_shapes(
-        "state_dict", {name: (shapes[name], tensors[name].shape) for name in names}
+        "state_dict",
+        {name: (shapes[path], tensors[name].shape) for name, path in names.items()},
     )
     require_floating("state_dict", {name: tensors[name] for name in names})
     params = flatten_dict({cell: tree}, sep="/")
@@ -124,11 +130,12 @@ def classifier_params_to_torch(
         `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), under
         the names `stack` and `head` instead if they are given;
         with `pooling='attention'` also `attention.weight` (D·P, D·P),
-        `attention.bias` (D·P,) and `query.weight` (1, D·P).
+        `attention.bias` (D·P,) and `query.weight` (1, D·P), after whatever module the
+        names of stack and head begin with.
 
     Raises:
-        ValueError: entries that are missing, unexpected or of the wrong shape (the
-            message lists them).
+        ValueError: a head with the name of another module; entries that are missing,
+            unexpected or of the wrong shape (the message lists them).
         TypeError: not a mapping, or an entry that is not an array.
 
     Example:
@@ -142,11 +149,16 @@ def classifier_params_to_torch(
     """
     leaves = flat(params)
     if stack is not None:
-        _require_string("stack", stack)
+        require_string("stack", stack)
     cell = _first_cell(leaves, "/")
     beside = {path for path in leaves if not path.startswith(f"{cell}/")}
     has_attention = any(path.startswith("attention/") for path in beside)
-    names = _head_named(head) | (_ATTENTION if has_attention else {})
+    names = _head_named(head)
+    others = {stack or cell}
+    if has_attention:
+        names |= _attention_names(stack or cell, head)
+        others |= _attention_modules(stack or cell, head)
+    _require_free(head, others)
     require_names("params", names.values(), beside)
     of_stack = behind(f"{cell}/", leaves)
     in_torch = stack_to_torch(of_stack, f"{cell}/")
@@ -169,13 +181,28 @@ def classifier_params_to_torch(
 
 
 def _head_named(head: str) -> dict[str, str]:
-    _require_string("head", head)
+    require_string("head", head)
     return {f"{head}.weight": "head/kernel", f"{head}.bias": "head/bias"}
 
 
-def _require_string(argument: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a string, got a {type(value).__name__}")
+def _attention_names(stack: str, head: str) -> dict[str, str]:
+    """The attention's weights in torch, beside the stack and the head, and here."""
+    parents = [name.split(".")[:-1] for name in (stack, head)]
+    pairs = zip(*parents, strict=False)
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    prefix = "".join(f"{module}." for module, _ in common)
+    return {prefix + name: path for name, path in _ATTENTION.items()}
+
+
+def _attention_modules(stack: str, head: str) -> set[str]:
+    return {name.rpartition(".")[0] for name in _attention_names(stack, head)}
+
+
+def _require_free(head: str, others: Collection[str]) -> None:
+    if head in others:
+        raise ValueError(
+            f"head: expected a name that no other module has in torch, got {head!r}"
+        )
 
 
 def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
@@ -183,7 +210,7 @@ def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
     found = [p.removesuffix(".") for p in prefixes_in(tensors) if p.endswith(".")]
     if stack is None:
         return found[0] if len(found) == 1 else _first_cell(tensors, ".")
-    _require_string("stack", stack)
+    require_string("stack", stack)
     if found and stack not in found:
         raise ValueError(
             f"stack: expected {' or '.join(map(repr, found))}, the name of the LSTM, "
@@ -215,22 +242,27 @@ def _require_head(
         )
 
 
-def _only_head(tensors: Collection[str], prefix: str) -> str:
+def _only_head(tensors: Collection[str], stack: str) -> str:
     """The name of the one Linear besides the stack and the attention."""
     found = {
         module
         for name in tensors
-        if not name.startswith(prefix) and name not in _ATTENTION
+        if not name.startswith(f"{stack}.")
         for module, _, kind in [name.rpartition(".")]
         if module and kind in ("weight", "bias")
     }
-    if len(found) != 1:
+    heads = [
+        module
+        for module in found
+        if found <= {module, *_attention_modules(stack, module)}
+    ]
+    if len(heads) != 1:
         shown = " and ".join(map(repr, sorted(found))) or "none"
         raise ValueError(
-            f"state_dict: expected one Linear besides the stack {prefix[:-1]!r}, got "
+            f"state_dict: expected one Linear besides the stack {stack!r}, got "
             f"{shown}; choose one with head="
         )
-    return found.pop()
+    return heads[0]
 
 
 def _first_cell(names: Any, separator: str) -> str:

@@ -14,6 +14,7 @@ from flax_lstm._state_dict import (
     require_floating,
     require_names,
     require_shapes,
+    require_string,
     writable,
 )
 from flax_lstm._torch_layout import (
@@ -49,11 +50,12 @@ def params_from_torch(
         float32 unless `jax_enable_x64` is set).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file (FileNotFoundError), or it can't be read.
         ValueError: keys that are missing, unexpected or of the wrong shape (the message
             lists them); a prefix that the module's names don't have; a file that is not
             a safetensors file.
-        TypeError: neither a mapping nor a path, or weights that are not floating-point.
+        TypeError: neither a mapping nor a path, weights that are not floating-point or
+            have a dtype that NumPy lacks.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -96,7 +98,8 @@ def params_to_torch(
     Raises:
         ValueError: entries that are missing, unexpected or of the wrong shape (the
             message lists them).
-        TypeError: not a mapping, or an entry that is not an array.
+        TypeError: not a mapping, an entry that is not an array, or a prefix that is
+            not a string.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -108,6 +111,7 @@ def params_to_torch(
 
     Source: as `params_from_torch`.
     """
+    require_string("prefix", prefix)
     leaves = flat(params)
     _require_no_parent(leaves)
     weights = stack_to_torch(leaves)
@@ -116,8 +120,7 @@ def params_to_torch(
 
 def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
     """If the module's names have another prefix, the error says which."""
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a string, got a {type(prefix).__name__}")
+    require_string("prefix", prefix)
     found = prefixes_in(tensors)
     if found and prefix not in found:
         raise ValueError(

@@ -211,12 +211,16 @@ def test_bfloat16_tensors_stay_bfloat16():
     )
 
 
+def safetensors_save_file():
+    return pytest.importorskip(
+        "safetensors.torch", reason="writes the file to be read"
+    ).save_file
+
+
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_safetensors_file(tmp_path, kind, dtype):
-    save_file = pytest.importorskip(
-        "safetensors.torch", reason="writes the file to be read"
-    ).save_file
+    save_file = safetensors_save_file()
     model = torch.nn.LSTM(I, H, 2).to(dtype)
     path = tmp_path / "lstm.safetensors"
     save_file(model.state_dict(), path)
@@ -256,8 +260,27 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     message = r"^state_dict: expected a \.safetensors file, got .*file\.safetensors"
     with pytest.raises(FileNotFoundError, match=message):
         params_from_torch("/no/such/file.safetensors")
-    with pytest.raises(ValueError, match=r"^state_dict: expected a \.safetensors file"):
+    message = r"^state_dict: expected a \.safetensors file, got .* \(Is a directory\)$"
+    with pytest.raises(IsADirectoryError, match=message):
         params_from_torch(tmp_path)
+
+
+def test_a_file_with_a_dtype_that_numpy_lacks_is_not_called_a_pickle(tmp_path):
+    save_file = safetensors_save_file()
+    path = tmp_path / "lstm.safetensors"
+    weights = torch.nn.LSTM(I, H).to(torch.float8_e4m3fn).state_dict()
+    save_file(weights, path)
+    message = (
+        r"^state_dict: expected dtypes that NumPy has, got .*\(.*float8_e4m3fn'\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        params_from_torch(path)
+
+
+def test_weights_may_have_any_byte_order():
+    weights = {k: v.numpy() for k, v in torch.nn.LSTM(I, H).state_dict().items()}
+    swapped = {k: v.astype(v.dtype.newbyteorder()) for k, v in weights.items()}
+    assert_same_bits(params_from_torch(swapped), params_from_torch(weights))
 
 
 @pytest.mark.parametrize("source", [None, 3, [("weight_ih_l0", 1)]])
@@ -267,6 +290,15 @@ def test_something_else_than_a_mapping_or_a_path(source):
 
 
 GOOD = {k: v.numpy() for k, v in torch.nn.LSTM(I, H, 2).state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", [None, 3])
+def test_a_prefix_is_a_string(prefix):
+    message = "^prefix: expected a string, got a "
+    with pytest.raises(TypeError, match=message):
+        params_from_torch(GOOD, prefix)
+    with pytest.raises(TypeError, match=message):
+        params_to_torch(params_from_torch(GOOD), prefix)
 
 
 def without(*names):
@@ -617,6 +649,35 @@ def test_a_head_of_another_name_is_read_and_written_by_it():
         classifier_params_from_torch(spelt, head="classifer")
     with pytest.raises(TypeError, match=r"^head: expected a string, got a int"):
         classifier_params_from_torch(renamed, head=3)
+
+
+@pytest.mark.parametrize("head", ["query", "attention"])
+def test_a_head_may_have_the_name_of_an_attentions_module(head):
+    expected = classifier_params_from_torch(good_classifier())
+    weights = classifier_params_to_torch(expected, head=head)
+    for options in ({}, {"head": head}):
+        assert_same_bits(classifier_params_from_torch(weights, **options), expected)
+
+
+@pytest.mark.parametrize("head", ["query", "attention", "lstm"])
+def test_a_head_does_not_have_the_name_of_another_module(head):
+    model = TorchClassifier("lstm", (I, H), pooling="attention")
+    params = classifier_params_from_torch(model.state_dict())
+    message = rf"^head: expected a name that no other module has .*, got '{head}'$"
+    with pytest.raises(ValueError, match=message):
+        classifier_params_to_torch(params, head=head)
+
+
+@pytest.mark.parametrize("pooling", ["last", "attention"])
+def test_a_classifier_inside_another_module_is_read_and_written(pooling):
+    """As torch.nn.DataParallel and torch.compile name it."""
+    model = TorchClassifier("lstm", (I, H), pooling=pooling)
+    expected = classifier_params_from_torch(model.state_dict())
+    wrapped = torch.nn.DataParallel(model).state_dict()
+    names = {"head": "module.classifer", "stack": "module.lstm"}
+    for options in ({}, names):
+        assert_same_bits(classifier_params_from_torch(wrapped, **options), expected)
+    assert classifier_params_to_torch(expected, **names).keys() == wrapped.keys()
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
