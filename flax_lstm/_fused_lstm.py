@@ -280,18 +280,27 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
         parts = [_instantiated(*pair) for pair in zip(tangents, primals, strict=True)]
         return jnp.concatenate(parts, axis=-1)
 
+    shape = (*x.shape[:2], len(GATES) * weights.h[0].shape[-1])
     d_z = jnp.zeros_like(x, shape=())
     if any_given(d_weights.x):
         d_z += product_over_steps(x, joined(d_weights.x, weights.x))
     if any_given(d_weights.h):
         d_z += product_over_steps(h_before, joined(d_weights.h, weights.h))
     if any_given(d_weights.b):
-        d_z += joined(d_weights.b, weights.b)[None, None]
+        d_z += over_steps(joined(d_weights.b, weights.b), shape)
     if not _is_zero(d_x):
         d_z += d_x @ jnp.concatenate(weights.x, axis=-1)
-    steps_and_rows = x.shape[:2]
-    features = len(GATES) * weights.h[0].shape[-1]
-    return jnp.broadcast_to(d_z, (*steps_and_rows, features))
+    return jnp.broadcast_to(d_z, shape)
+
+
+def over_steps(d_bias, shape):
+    """The same for every step and row.
+
+    Its transpose, the bias's gradient, adds them up, which needs more than the bits of
+    bfloat16.
+    """
+    wide = d_bias.astype(at_least_float32(d_bias.dtype))
+    return jnp.broadcast_to(wide, shape).astype(d_bias.dtype)
 
 
 def product_over_steps(x, d_kernel):

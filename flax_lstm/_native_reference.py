@@ -88,7 +88,7 @@ def tangents(x, *others, options, needs_x):
     h_before = fused.shifted(options.reverse, valid, h_0, y)
     d_z = fused.product_over_steps(x, jnp.concatenate(d_weights.x, axis=-1))
     d_z += fused.product_over_steps(h_before, jnp.concatenate(d_weights.h, axis=-1))
-    d_z += jnp.concatenate(d_weights.b)[None, None]
+    d_z += fused.over_steps(jnp.concatenate(d_weights.b), d_z.shape)
     if needs_x:
         d_z += d_x[0] @ jnp.concatenate(weights.x, axis=-1)
     d_carry, d_y = fused.linear_scan(

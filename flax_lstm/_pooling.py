@@ -56,12 +56,15 @@ class AttentionPooling(nn.Module):
     def __call__(self, output: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """(B, F) in the dtype of `output`."""
         width = output.shape[-1]
+        # Also the projection: its bias's gradient is a sum over all steps and rows of
+        # terms that nearly cancel.
+        accurate = at_least_float32(output.dtype)
         init = torch_linear(width)
         projection = nn.Dense(
             width,
             kernel_init=init,
             bias_init=init,
-            dtype=output.dtype,
+            dtype=accurate,
             param_dtype=self.param_dtype,
             name="projection",
         )
@@ -69,12 +72,11 @@ class AttentionPooling(nn.Module):
             1,
             use_bias=False,  # A bias would be the same for all steps, and cancel.
             kernel_init=init,
-            dtype=output.dtype,
+            dtype=accurate,
             param_dtype=self.param_dtype,
             name="query",
         )
-        accurate = at_least_float32(output.dtype)
-        scores = query(jnp.tanh(projection(output))).astype(accurate)
+        scores = query(jnp.tanh(projection(output)))
         if lengths is not None:
             steps = jnp.arange(output.shape[0], dtype=lengths.dtype)
             valid = steps[:, None] < lengths[None]

@@ -154,3 +154,23 @@ def test_long_sequences_are_pooled_in_float32(pooling):
     np.testing.assert_allclose(
         got.astype(jnp.float32), in_float32.apply(variables, x), rtol=0, atol=2**-4
     )
+
+
+def test_a_bfloat16_attentions_gradients_are_those_of_float32_up_to_rounding():
+    """Its bias's is a sum over all rows and steps, whose terms nearly cancel."""
+    x = jax.random.normal(jax.random.key(0), (16, 64, I))
+    variables = classifier("attention").init(jax.random.key(1), x)
+
+    def gradient(**options):
+        @jax.grad
+        def run(variables):
+            logits = classifier("attention", **options).apply(variables, x)
+            return logits[:, 0].astype(jnp.float32).mean()
+
+        return run(variables)["params"]["attention"]
+
+    def check(got, expected):
+        # The outputs are rounded at 2**-8; torch's bias, under autocast, is off by 0.4.
+        assert jnp.linalg.norm(got - expected) < 0.03 * jnp.linalg.norm(expected)
+
+    jax.tree.map(check, gradient(dtype=jnp.bfloat16), gradient())

@@ -1,5 +1,7 @@
 """Shapes as torch's documentation has them, dtypes, parameters and their first draw."""
 
+from functools import partial
+
 import chex
 import flax.linen as nn
 import jax
@@ -421,6 +423,39 @@ def test_bfloat16_stays_near_float32(kind):
     output, _ = build(I, H, 2, dtype=BF16).apply(variables, x)
     # bfloat16 rounds at 2**-8 of values below 1; some of them add up over the steps.
     np.testing.assert_allclose(output.astype(F32), expected, rtol=0, atol=2**-5)
+
+
+BFLOAT16 = [
+    *(
+        (kind, {"implementation": implementation})
+        for kind in KINDS
+        for implementation in KINDS[kind].implementations
+    ),
+    ("lstm", {"implementation": "fused", "proj_size": P}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), BFLOAT16)
+def test_bfloat16_gradients_are_those_of_float32_up_to_rounding(kind, options):
+    """Over 1024 rows and steps, whose terms bfloat16 itself could not add up."""
+    build = partial(KINDS[kind].build, I, H, **options)
+    x = jax.random.normal(KEY, (64, 16, I))
+    variables = build().init(KEY, x)
+
+    def gradient(**options):
+        @jax.grad
+        def run(variables):
+            return build(**options).apply(variables, x)[0].astype(F32).mean()
+
+        return run(variables)
+
+    jax.tree.map(assert_nearly, gradient(dtype=BF16), gradient())
+
+
+def assert_nearly(got, expected):
+    assert got.dtype == F32
+    # A few roundings at 2**-8 each, as independent as they are many.
+    assert jnp.linalg.norm(got - expected) < 0.02 * jnp.linalg.norm(expected)
 
 
 @pytest.mark.parametrize(("dtype", "steps"), [("uint8", 300), ("int8", 200)])
