@@ -490,25 +490,37 @@ def test_the_files_name_tells_the_source(native, monkeypatch, tmp_path):
     library.Library._file_name.cache_clear()
 
 
-def test_no_thread_reads_what_another_still_writes(tmp_path):
-    """A thread sanitizer watches phases of up to seven items and four threads."""
-    compiler, *options = library.CPU.compiler_command()
+def command_for(source, program, *options):
+    """That compiles one of the programs beside this file."""
+    compiler, *given = library.CPU.compiler_command()
     if not shutil.which(compiler):
         pytest.skip(f"the loops' source needs a C++ compiler, {compiler}")
-    native = pathlib.Path(library.__file__).parent
-    source = pathlib.Path(__file__).parent / "native" / "phases.cc"
-    options += ["-std=c++20", "-O1", "-g", "-pthread", "-fsanitize=thread"]
+    include = pathlib.Path(library.__file__).parent
+    source = pathlib.Path(__file__).parent / "native" / source
+    options = ["-std=c++20", "-O1", "-g", "-pthread", *options]
+    return [compiler, *given, *options, "-I", include, source, "-o", program]
+
+
+def test_a_thread_that_waits_and_is_held_up_holds_up_no_other(tmp_path):
+    program = tmp_path / "held_up"
+    subprocess.run(command_for("held_up.cc", program), check=True)
+    # Milliseconds, or for ever.
+    subprocess.run([program], check=True, timeout=60)
+
+
+def test_no_thread_reads_what_another_still_writes(tmp_path):
+    """A thread sanitizer watches phases of up to seven items and four threads."""
     program = tmp_path / "phases"
+    command = command_for("phases.cc", program, "-fsanitize=thread")
+    compiler = command[0]
     empty = tmp_path / "empty.cc"
     empty.write_text("int main() {}")
     build = functools.partial(subprocess.run, capture_output=True, check=False)
-    if build([compiler, *options, empty, "-o", program]).returncode or (
+    if build(command_for(empty, program, "-fsanitize=thread")).returncode or (
         build([program]).returncode
     ):
         pytest.skip(f"{compiler} has no thread sanitizer that runs here")
-    subprocess.run(
-        [compiler, *options, "-I", native, source, "-o", program], check=True
-    )
+    subprocess.run(command, check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr

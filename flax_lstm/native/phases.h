@@ -60,6 +60,8 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
   auto progress = std::make_shared<Progress>(items);
   const auto take_all = [progress, phases, items, &work](int64_t first) {
     for (int64_t phase = 0; phase < phases; ++phase) {
+      // Before it takes any: one that is held up meanwhile leaves them to the others.
+      wait_for(progress->ended, phase * items);
       for (int64_t n = 0; n < items; ++n) {
         const int64_t item = first + n < items ? first + n : first + n - items;
         std::atomic<int64_t>& next = progress->items[item].phase;
@@ -68,7 +70,6 @@ void in_phases(Pool& pool, int64_t threads, int64_t phases, int64_t items,
             !next.compare_exchange_strong(expected, phase + 1)) {
           continue;
         }
-        wait_for(progress->ended, phase * items);
         try {
           work(phase, item);
         } catch (const std::bad_alloc&) {
