@@ -76,7 +76,7 @@ class StackedLSTM(RecurrentStack):
             a CPU (or, with `--gpu`, kernels on an NVIDIA GPU), once
             `python -m flax_lstm.native` has compiled them, for float32 without
             projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU `'native'`
-            where it is compiled and applicable, else `'fused'`.
+            where it is compiled, applicable and faster, else `'fused'`.
             `experiments/BENCHMARK.md` has the measurements.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and recompute the others, for long sequences: memory besides inputs

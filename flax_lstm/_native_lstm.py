@@ -12,7 +12,8 @@ Each loop has a reference implementation in JAX operations, taken from the fused
 which provides derivatives of every kind, vmap and other platforms
 (`_native_primitives`).
 
-It is for float32, without projection and with known sizes. The equations are those of
+It is for float32 and without projection; with symbolic sizes, which only exported
+functions have, the fused one runs instead. The equations are those of
 `flax_lstm/_fused_lstm.py`.
 
 Source: https://docs.jax.dev/en/latest/ffi.html
@@ -33,6 +34,9 @@ from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
 
+# Up to so many rows times steps, packing the weights costs more than it saves.
+_FEW_ROWS = 4
+
 
 @keepable(reads=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
 def run_native_over_time(
@@ -47,11 +51,8 @@ def run_native_over_time(
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     require_float32(inputs.dtype, "native")
-    if not _is_known(inputs.shape):
-        raise ValueError(
-            f"input: expected known sizes with implementation='native', got the "
-            f"symbolic {inputs.shape}"
-        )
+    if not _is_known(inputs.shape):  # In what is exported, which can't call the loops.
+        return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if not library.GPU.is_usable():
         library.CPU.register()
     return _run(cell, carry, inputs, valid, reverse, on_gpu=True)
@@ -66,10 +67,9 @@ def run_native_or_fused_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """`implementation='auto'`: the CPU loops where they are compiled and applicable."""
-    serves = (
-        inputs.dtype == jnp.float32 and not cell.proj_size and _is_known(inputs.shape)
-    )
+    """`implementation='auto'`: the CPU loops where they are compiled and serve best."""
+    serves = inputs.dtype == jnp.float32 and not cell.proj_size
+    serves = serves and _is_known(inputs.shape) and not _is_short(inputs.shape)
     if makes_weights(cell) or not serves or not library.CPU.is_usable():
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     return _run(cell, carry, inputs, valid, reverse, on_gpu=False)
@@ -88,3 +88,9 @@ def _run(cell, carry, inputs, valid, reverse, on_gpu):
 
 def _is_known(shape: tuple[Any, ...]) -> bool:
     return all(isinstance(size, int) for size in shape)
+
+
+def _is_short(shape: tuple[int, ...]) -> bool:
+    """Whether a call, such as a decoder's of one step, is too small for the loops."""
+    steps, batch, _ = shape
+    return steps == 1 or steps * batch <= _FEW_ROWS

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import compiled_loops
 import jax
@@ -333,6 +334,15 @@ def test_auto_is_fused_where_the_loops_cannot_serve(options, native, monkeypatch
     assert "flax_lstm_forward" not in text_of(model, variables, x)
 
 
+def test_auto_is_fused_for_a_single_step_and_for_few_in_all(native, monkeypatch):
+    """As a decoder's are: the loops pack the weights for every call."""
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
+    model, variables, _ = classifier()
+    for batch, steps, takes in [(64, 1, False), (1, 4, False), (64, 2, True)]:
+        text = text_of(model, variables, jnp.ones((batch, steps, 2)))
+        assert ("flax_lstm_forward" in text) is takes
+
+
 def test_auto_is_fused_for_symbolic_sizes(native, monkeypatch):
     monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())
     model, variables, _ = classifier()
@@ -357,12 +367,13 @@ def test_a_projection_is_refused():
         StackedLSTM(3, 4, proj_size=2, implementation="native")
 
 
-def test_symbolic_sizes_are_refused(native):
+def test_symbolic_sizes_are_those_of_an_exported_function(native):
     model, variables, _ = classifier(implementation="native")
     (b,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((b, 4, 2), jnp.float32)
-    with pytest.raises(ValueError, match=r"input: expected known sizes.*symbolic"):
-        jax.export.export(jax.jit(lambda x: model.apply(variables, x)))(x)
+    exported = jax.export.export(jax.jit(model.apply))(variables, x)
+    x = jax.random.normal(jax.random.key(0), (3, 4, 2))
+    assert_close(exported.call(variables, x), model.apply(variables, x))
 
 
 def test_initialising_needs_no_loops(tmp_path, monkeypatch):
@@ -431,6 +442,34 @@ def test_loops_that_cannot_be_trusted_are_refused(spoil, native, tmp_path):
     assert done.stdout == "done\n"
     assert "UserWarning: implementation: expected 'native' to find" in done.stderr
     assert "until then 'fused' is used" in done.stderr
+
+
+def test_auto_says_that_loops_are_for_something_else(native, tmp_path):
+    """As after an update of JAX, where it is 'fused' again, and slower."""
+    old = tmp_path / "lstm-cpu-0123456789abcdef.so"
+    old.write_bytes(b"")
+    done = run("-c", USE_AUTO, cache=tmp_path)
+    assert done.stdout == "done\n"
+    assert done.stderr.count(f"got only others, {old}; run `python -m flax_lstm.") == 1
+    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
+    assert done.stdout == f"removed {old}\n"
+    assert not run("-c", USE_AUTO, cache=tmp_path).stderr
+
+
+def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):
+    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
+    compiler.write_text("#!/bin/sh\nsleep 600\n")
+    compiler.chmod(0o700)
+    environment = {"FLAX_LSTM_CACHE_DIR": str(cache), "CXX": str(compiler)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "flax_lstm.native"], env=os.environ | environment
+    ) as process:
+        while not (cache.is_dir() and list(cache.iterdir())):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--remove",
         action="store_true",
-        help="remove the compiled loops, so that 'auto' is 'fused' again",
+        help="remove all compiled loops, so that 'auto' is 'fused' again",
     )
     parser.add_argument(
         "--gpu",
@@ -34,6 +35,8 @@ def main() -> int:
             "by 'auto'"
         ),
     )
+    # As Ctrl-C does, it leaves nothing half-made behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start = time.perf_counter()
     arguments = parser.parse_args()
     loops = library.GPU if arguments.gpu else library.CPU
@@ -49,7 +52,10 @@ def main() -> int:
     try:
         if arguments.remove:
             removed = loops.remove()
-            print(f"removed {removed}" if removed else "no compiled loops to remove")
+            for file in removed:
+                print(f"removed {file}")
+            if not removed:
+                print("no compiled loops to remove")
         else:
             path = loops.build()
             print(f"compiled {path} in {time.perf_counter() - start:.1f} s")

@@ -83,17 +83,19 @@ class Library:
     def is_usable(self) -> bool:
         """Whether there are intact compiled loops for this machine.
 
-        If so, they are loaded. Warns of a file that exists but can't be loaded.
+        If so, they are loaded. Warns of a file that exists but can't be loaded, and if
+        there are only files for something else, such as an older JAX.
         """
         try:
             if not self.path().is_file():
+                self._warn_of_others(self.path())
                 return False
         except OSError:  # No home, or a directory that may not be searched.
             return False
         try:
             self.register()
         except ValueError as error:
-            warnings.warn(f"{error}; until then 'fused' is used", stacklevel=2)
+            _warn_once(f"{error}; until then 'fused' is used")
             return False
         return True
 
@@ -124,23 +126,22 @@ class Library:
             raise _no_directory(error) from error
         return target
 
-    def remove(self) -> pathlib.Path | None:
-        """Removes the compiled loops for this machine.
+    def remove(self) -> list[pathlib.Path]:
+        """Removes the compiled loops, also those for another JAX or machine.
 
         Returns:
-            The file that was there, or None.
+            The files that were there.
 
         Raises:
             BuildError: a directory that can't be written.
         """
         try:
-            target = self.path()
-            if not target.exists():
-                return None
-            target.unlink(missing_ok=True)
+            removed = self._all_in(self.path().parent)
+            for file in removed:
+                file.unlink(missing_ok=True)
         except OSError as error:
             raise _no_directory(error) from error
-        return target
+        return removed
 
     @functools.cache  # noqa: B019, of which there are as many as kinds of devices.
     def register(self) -> None:
@@ -236,12 +237,35 @@ class Library:
             raise OSError(str(error)) from error
 
     @functools.cache  # noqa: B019, as above.
+    def _warn_of_others(self, missing: pathlib.Path) -> None:
+        others = self._all_in(missing.parent)
+        if others:
+            _warn_once(
+                f"implementation: expected {self.implementation} to find the loops "
+                f"compiled for this machine, JAX and flax_lstm ({missing}), got only "
+                f"others, {others[0]}; run `{self.command}` again, or with --remove; "
+                f"until then 'fused' is used"
+            )
+
+    def _all_in(self, directory: pathlib.Path) -> list[pathlib.Path]:
+        return sorted(directory.glob(f"{self._stem}-*.so"))
+
+    @property
+    def _stem(self) -> str:
+        return f"lstm-{self.platform.lower()}"
+
+    @functools.cache  # noqa: B019, as above.
     def _file_name(self) -> str:
         made_of = [jaxlib.__version__, self.made_for(), *self.options]
         for source in (*sorted(_SOURCES.glob("*.h")), _SOURCES / self.source):
             made_of.append(source.read_text("utf-8"))
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
-        return f"{pathlib.Path(self.source).stem}-{digest[:16]}.so"
+        return f"{self._stem}-{digest[:16]}.so"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
