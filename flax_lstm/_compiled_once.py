@@ -146,7 +146,8 @@ def _is_array(leaf: Any) -> bool:
 
 def _writes(module: Any) -> bool:
     """Whether it is creating parameters, or its outputs are being captured."""
-    return module.is_initializing() or module.is_mutable_collection("intermediates")
+    creates = module.is_initializing() and not module.variables.get("params")
+    return creates or module.is_mutable_collection("intermediates")
 
 
 def _is_watched() -> bool:

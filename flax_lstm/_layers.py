@@ -48,6 +48,10 @@ def layer_by_layer(recur: Recurrence) -> StackRecurrence:
                 row = len(final_states)
                 carry = cell.to_carry(tuple(array[row] for array in state))
                 with jax.named_scope(cell.name):
+                    if cell.is_initializing():
+                        # Flax creates the parameters in a call. One step is enough,
+                        # and then the layer is run as it will be with them.
+                        cell(carry, x[0])
                     carry, y = recur(
                         cell, carry, x, valid=valid, reverse=bool(direction)
                     )

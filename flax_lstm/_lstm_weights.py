@@ -26,8 +26,6 @@ class Weights(NamedTuple):
 
 def makes_weights(cell: Any) -> bool:
     """Whether calling the cell creates its parameters, which nothing else can do."""
-    if cell.is_initializing():
-        return True
     if not cell.is_mutable_collection("params"):
         return False
     params = cell.variables.get("params", {})

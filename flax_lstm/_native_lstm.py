@@ -51,7 +51,8 @@ def run_native_over_time(
     if makes_weights(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     require_float32(inputs.dtype, "native")
-    if not _is_known(inputs.shape):  # In what is exported, which can't call the loops.
+    # Symbolic sizes are those of an exported function, which can't call the loops.
+    if cell.is_initializing() or not _is_known(inputs.shape):
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if not library.GPU.is_usable():
         library.CPU.register()

@@ -227,9 +227,11 @@ class RecurrentStack(nn.Module, kw_only=True):
         run = self.recurrence
         if self.implementation in self.stack_implementations:
             return compiled_once(run) if is_keepable(run) else run
+        # Nothing is differentiated while parameters are created.
+        remat = self.remat and not self.is_initializing()
         if is_keepable(run):
-            return compiled_once(_known_one_by_one(run, self.remat))
-        return _one_by_one(run, self.remat)
+            return compiled_once(_known_one_by_one(run, remat))
+        return _one_by_one(run, remat)
 
     @property
     def recurrence(self) -> Function:

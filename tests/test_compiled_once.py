@@ -89,6 +89,20 @@ def test_nor_does_a_second_gradient(kind, options, compiled, native):
     assert not compiled()
 
 
+@pytest.mark.parametrize(("kind", "options"), RUNS)
+def test_nor_do_new_parameters(kind, options, compiled, native):
+    stack = KINDS[kind].build(I, H, 2, bidirectional=True, **options)
+    output, variables = stack.init_with_output(KEY, X)
+    # With every implementation, those of a scan that creates them in its first step.
+    scan = KINDS[kind].build(I, H, 2, bidirectional=True, batch_first=stack.batch_first)
+    expected, _ = scan.apply(variables, X)
+    np.testing.assert_allclose(output[0], expected, rtol=0, atol=1e-6)
+    compiled()
+    others = stack.init(jax.random.key(1), X)
+    assert not compiled()
+    assert jax.tree.map(jnp.shape, others) == jax.tree.map(jnp.shape, variables)
+
+
 def test_nor_a_call_that_may_write(compiled):
     """As of models with batch statistics."""
     stack = StackedGRU(I, H)

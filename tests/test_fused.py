@@ -198,15 +198,11 @@ def test_other_platforms_layout_gives_the_scans_results(steps, x64, monkeypatch)
     x = rng.standard_normal((steps, B, I))
     lengths = rng.integers(0, steps + 1, B)
 
+    options = {"bidirectional": True, "proj_size": P, "param_dtype": "float64"}
+    variables = StackedLSTM(I, H, **options).init(jax.random.key(0), x)
+
     def run(implementation):
-        lstm = StackedLSTM(
-            *(I, H),
-            bidirectional=True,
-            proj_size=P,
-            implementation=implementation,
-            param_dtype="float64",
-        )
-        variables = lstm.init(jax.random.key(0), x)
+        lstm = StackedLSTM(I, H, **options, implementation=implementation)
 
         def loss(variables, x):
             output, state = lstm.apply(variables, x, seq_lengths=lengths)
