@@ -14,7 +14,7 @@ from flax_lstm._compiled_once import compiled_once, is_keepable, keepable
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_linear
 from flax_lstm._lstm import StackedLSTM
-from flax_lstm._own_weights import require_no_attention
+from flax_lstm._own_weights import require_no_attention, require_params
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
@@ -103,6 +103,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
             TypeError, ValueError: as the stack does.
         """
         check.require_bool("deterministic", deterministic)
+        require_params(self.variables, (self.cell, "head"))
         stack = self._stack(name=self.cell)
         attention = None
         if self.pooling != "attention":

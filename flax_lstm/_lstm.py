@@ -181,8 +181,9 @@ class StackedLSTM(RecurrentStack):
             TypeError: a non-floating input or state, non-integer lengths, a state
                 that is not a tuple, a `deterministic` that is not a bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key, parameters of a
-                different stack, an `implementation` that can't be used here.
+                lengths with unbatched input, a missing dropout key, parameters that
+                this stack has no use for, an `implementation` that can't be used here.
+            flax.errors.FlaxError: parameters that are missing or of another shape.
         """
         return self.run(input, hx, seq_lengths, deterministic)
 

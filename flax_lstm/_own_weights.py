@@ -56,6 +56,15 @@ def require_own_weights(
         )
 
 
+def require_params(variables: Mapping[str, Any], entries: Collection[str]) -> None:
+    """Checks that a module's `entries` stand under `'params'`, not in its place."""
+    if "params" not in variables and any(name in variables for name in entries):
+        raise ValueError(
+            "variables: expected {'params': params}, got the params without 'params' "
+            "around them"
+        )
+
+
 def require_no_attention(params: Mapping[str, Any], pooling: str) -> None:
     """Checks that `params` have no attention, which this `pooling` does not use."""
     if "attention" in params:

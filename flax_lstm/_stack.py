@@ -23,7 +23,7 @@ from flax_lstm._initializers import (
 )
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
-from flax_lstm._own_weights import require_own_weights
+from flax_lstm._own_weights import require_own_weights, require_params
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
@@ -272,6 +272,7 @@ class RecurrentStack(nn.Module, kw_only=True):
     def _require_own_weights(self):
         params = self.variables.get("params", {})
         layers = [name for names in self._layer_names for name in names]
+        require_params(self.variables, layers)
         options = ("num_layers", "bidirectional", "bias", "proj_size")
         given = {name: getattr(self, name) for name in options if hasattr(self, name)}
         # A user's own cell need not have a layout.

@@ -425,6 +425,15 @@ def test_states_of_a_call_of_the_others(kind, hx, error, message):
         stack(kind).init(KEY, X, hx)
 
 
+@pytest.mark.parametrize("model", [*map(stack, STACKS), *map(stack, CLASSIFIERS)])
+def test_params_without_params_around_them(model):
+    x = jnp.ones((B, T, I))
+    variables = model.init(KEY, x)
+    message = r"^variables: expected \{'params': params\}, got the params without"
+    with pytest.raises(ValueError, match=message):
+        model.apply(variables["params"], x)
+
+
 PARAMS = {
     # changes of a stack's parameters, Flax's error, message
     "none": (lambda params: params.clear(), "CollectionNotFound", 'kernel.*"params"'),
