@@ -1,0 +1,142 @@
+"""The native loops under `jax.vmap`.
+
+One model with mapped inputs or states is one call with more rows. Models with mapped
+weights, such as an ensemble, take turns where the loops can be called, since each call
+uses all cores; where not, and for gradients of each member's own by shared weights, the
+reference is mapped, in whose products the members stand side by side.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.interpreters import batching, mlir
+from jax.interpreters.xla import apply_primitive
+
+from flax_lstm._native_reference import NUM_GATES
+from flax_lstm._reference_primitive import (
+    Reference,
+    devices_if_callable,
+    map_reference,
+)
+
+# Of `forward`'s arguments: x, 3 · NUM_GATES weights, h_0, c_0 and perhaps valid.
+_WEIGHTS = range(1, 1 + 3 * NUM_GATES)
+# Of `backward`'s: x, 2 · NUM_GATES kernels, and what belongs to the rows.
+_KERNELS = range(1, 1 + 2 * NUM_GATES)
+# Results of `forward` that have no axis of time: h_n and c_n.
+_FINAL = (1, 2)
+
+
+def batch_forward(primitive: jax.extend.core.Primitive, reference: Reference) -> None:
+    """Registers the rule for a primitive with the arguments of `forward`."""
+
+    def batched(arguments, axes, **params):
+        if _has_sharding(arguments):
+            return map_reference(reference, arguments, axes, **params)
+        if any(axes[index] is not None for index in _WEIGHTS):
+            return _in_turn_or_at_once(primitive, reference, arguments, axes, params)
+        return _with_more_rows(primitive, arguments, axes, params)
+
+    batching.primitive_batchers[primitive] = batched
+
+
+def batch_backward(primitive: jax.extend.core.Primitive, reference: Reference) -> None:
+    """Registers the rule for a primitive with the arguments of `backward`."""
+
+    def batched(arguments, axes, **params):
+        is_ensemble = any(axes[index] is not None for index in _KERNELS)
+        if _has_sharding(arguments) or not is_ensemble:
+            return map_reference(reference, arguments, axes, **params)
+        return _in_turn_or_at_once(primitive, reference, arguments, axes, params)
+
+    batching.primitive_batchers[primitive] = batched
+
+
+def _with_more_rows(primitive, arguments, axes, params):
+    """The mapped axis and the rows as one axis."""
+    size = _size(arguments, axes)
+
+    def rows(index, array, axis):
+        """In (T, B, ·) and (T, B) the rows are axis 1, in the states axis 0."""
+        is_state = index in (_WEIGHTS.stop, _WEIGHTS.stop + 1)
+        at = 0 if is_state else 1
+        if axis is None:
+            array = jnp.broadcast_to(
+                jnp.expand_dims(array, at),
+                (*array.shape[:at], size, *array.shape[at:]),
+            )
+        else:
+            array = jnp.moveaxis(array, axis, at)
+        return array.reshape(*array.shape[:at], -1, *array.shape[at + 2 :])
+
+    merged = [
+        array if index in _WEIGHTS else rows(index, array, axis)
+        for index, (array, axis) in enumerate(zip(arguments, axes, strict=True))
+    ]
+    results = primitive.bind(*merged, **params)
+    result_axes = [0 if index in _FINAL else 1 for index in range(len(results))]
+    return [
+        result.reshape(*result.shape[:at], size, -1, *result.shape[at + 1 :])
+        for result, at in zip(results, result_axes, strict=True)
+    ], result_axes
+
+
+def _in_turn_or_at_once(primitive, reference, arguments, axes, params):
+    leading = [
+        array if axis is None else jnp.moveaxis(array, axis, 0)
+        for array, axis in zip(arguments, axes, strict=True)
+    ]
+
+    def in_turn(*arrays):
+        def call(mapped):
+            mapped = iter(mapped)
+            return tuple(
+                primitive.bind(
+                    *(
+                        array if axis is None else next(mapped)
+                        for array, axis in zip(arrays, axes, strict=True)
+                    ),
+                    **params,
+                )
+            )
+
+        pairs = zip(arrays, axes, strict=True)
+        return jax.lax.map(call, [array for array, axis in pairs if axis is not None])
+
+    def at_once(*arrays):
+        leading = [None if axis is None else 0 for axis in axes]
+        results, _ = map_reference(reference, arrays, leading, **params)
+        return tuple(results)
+
+    # Known as soon as it is known where the program runs.
+    results = jax.lax.cond(can_call_p.bind(), in_turn, at_once, *leading)
+    return results, (0,) * len(results)
+
+
+def _has_sharding(arguments: Sequence[Any]) -> bool:
+    """Whether an explicit mesh shards any of them: axes are then left as they are."""
+    return any(any(jax.typeof(array).sharding.spec) for array in arguments)
+
+
+def _size(arguments, axes):
+    pairs = zip(arguments, axes, strict=True)
+    return next(array.shape[axis] for array, axis in pairs if axis is not None)
+
+
+def _lower_can_call(context):
+    return _constant(devices_if_callable(context.module_context) is not None)(context)
+
+
+def _constant(value: bool):
+    return mlir.lower_fun(lambda: jnp.asarray(value), multiple_results=False)
+
+
+# Whether the CPU's loops can be called where the program runs.
+can_call_p = jax.extend.core.Primitive("flax_lstm_can_call")
+can_call_p.def_impl(lambda: apply_primitive(can_call_p))
+can_call_p.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.bool_))
+mlir.register_lowering(can_call_p, _constant(False))
+mlir.register_lowering(can_call_p, _lower_can_call, platform="cpu")
