@@ -57,7 +57,9 @@ def batch_backward(primitive: jax.extend.core.Primitive, reference: Reference) -
 
 def _with_more_rows(primitive, arguments, axes, params):
     """The mapped axis and the rows as one axis."""
-    size = _size(arguments, axes)
+    pairs = zip(arguments, axes, strict=True)
+    size = next(array.shape[axis] for array, axis in pairs if axis is not None)
+    _, batch, _ = (n for at, n in enumerate(arguments[0].shape) if at != axes[0])
 
     def rows(index, array, axis):
         """In (T, B, ·) and (T, B) the rows are axis 1, in the states axis 0."""
@@ -70,7 +72,7 @@ def _with_more_rows(primitive, arguments, axes, params):
             )
         else:
             array = jnp.moveaxis(array, axis, at)
-        return array.reshape(*array.shape[:at], -1, *array.shape[at + 2 :])
+        return array.reshape(*array.shape[:at], size * batch, *array.shape[at + 2 :])
 
     merged = [
         array if index in _WEIGHTS else rows(index, array, axis)
@@ -79,7 +81,7 @@ def _with_more_rows(primitive, arguments, axes, params):
     results = primitive.bind(*merged, **params)
     result_axes = [0 if index in _FINAL else 1 for index in range(len(results))]
     return [
-        result.reshape(*result.shape[:at], size, -1, *result.shape[at + 1 :])
+        result.reshape(*result.shape[:at], size, batch, *result.shape[at + 1 :])
         for result, at in zip(results, result_axes, strict=True)
     ], result_axes
 
@@ -119,11 +121,6 @@ def _in_turn_or_at_once(primitive, reference, arguments, axes, params):
 def _has_sharding(arguments: Sequence[Any]) -> bool:
     """Whether an explicit mesh shards any of them: axes are then left as they are."""
     return any(any(jax.typeof(array).sharding.spec) for array in arguments)
-
-
-def _size(arguments, axes):
-    pairs = zip(arguments, axes, strict=True)
-    return next(array.shape[axis] for array, axis in pairs if axis is not None)
 
 
 def _lower_can_call(context):

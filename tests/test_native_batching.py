@@ -111,6 +111,29 @@ def test_outside_of_jit_and_one_vmap_in_another(native):
     assert_close(run("native"), run("fused"))
 
 
+def test_no_members_and_no_rows(native):
+    variables, *_ = drawn((None,) * 4)
+    run = jax.vmap(stack("native").apply, (None, 0))
+    for members, rows in ((0, B), (N, 0)):
+        output, (h_n, _) = run(variables, jnp.ones((members, T, rows, I)))
+        assert output.shape == (members, T, rows, D * H)
+        assert h_n.shape == (members, L * D, rows, H)
+
+
+def test_members_on_each_device(native):
+    mesh = mesh_of_cpus()
+    variables, xs, _, _ = drawn((0, 0, None, None))
+
+    def run(implementation):
+        return jax.vmap(stack(implementation).apply)
+
+    of_device = jax.shard_map(
+        run("native"), mesh=mesh, in_specs=Spec("rows"), out_specs=Spec("rows")
+    )
+    got = jax.jit(of_device)(variables, xs)
+    assert_close(got, jax.jit(run("fused"))(variables, xs))
+
+
 def counted(program, arguments, **shardings):
     """Calls of loops, and loops of XLA's, in what a program is compiled to."""
     text = jax.jit(program, **shardings).lower(*arguments).compile().as_text()
