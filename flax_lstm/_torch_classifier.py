@@ -260,7 +260,8 @@ def _only_head(tensors: Collection[str], stack: str) -> str:
         shown = " and ".join(map(repr, sorted(found))) or "none"
         raise ValueError(
             f"state_dict: expected one Linear besides the stack {stack!r}, got "
-            f"{shown}; choose one with head="
+            f"{shown}; choose one with head=, or convert the stack alone, by "
+            f"params_from_torch with prefix='{stack}.'"
         )
     return heads[0]
 
