@@ -35,7 +35,6 @@ from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import layer_by_layer
 from flax_lstm._lstm_weights import makes_weights, weights_of
-from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 
 # Values of `jax_default_matmul_precision`. If it is unset, XLA's own float32 products
@@ -54,8 +53,7 @@ def run_layers_by_cudnn(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """A `StackRecurrence` for layers of `LSTMCell`: one call of cuDNN."""
     if any(makes_weights(cell) for cells in layers for cell in cells):
-        run = layer_by_layer(scan_over_time)
-        return run(layers, state, inputs, valid=valid)
+        return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
     first = layers[0][0]
     steps, batch, features = _known_shape(inputs)
     require_float32(inputs.dtype, "cudnn")

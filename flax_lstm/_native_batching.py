@@ -1,9 +1,8 @@
 """The native loops under `jax.vmap`.
 
-One model with mapped inputs or states is one call with more rows. Models with mapped
-weights, such as an ensemble, take turns where the loops can be called, since each call
-uses all cores; where not, and for gradients of each member's own by shared weights, the
-reference is mapped, in whose products the members stand side by side.
+One model with mapped inputs or states is one call with more rows. For mapped weights,
+such as an ensemble's, the reference is mapped, in whose products the members stand side
+by side; so it is for each member's own gradient.
 """
 
 from collections.abc import Sequence
@@ -12,20 +11,13 @@ from typing import Any
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-from jax.interpreters import batching, mlir
-from jax.interpreters.xla import apply_primitive
+from jax.interpreters import batching
 
 from flax_lstm._native_reference import NUM_GATES
-from flax_lstm._reference_primitive import (
-    Reference,
-    devices_if_callable,
-    map_reference,
-)
+from flax_lstm._reference_primitive import Reference, map_reference
 
 # Of `forward`'s arguments: x, 3 · NUM_GATES weights, h_0, c_0 and perhaps valid.
 _WEIGHTS = range(1, 1 + 3 * NUM_GATES)
-# Of `backward`'s: x, 2 · NUM_GATES kernels, and what belongs to the rows.
-_KERNELS = range(1, 1 + 2 * NUM_GATES)
 # Results of `forward` that have no axis of time: h_n and c_n.
 _FINAL = (1, 2)
 
@@ -34,23 +26,10 @@ def batch_forward(primitive: jax.extend.core.Primitive, reference: Reference) ->
     """Registers the rule for a primitive with the arguments of `forward`."""
 
     def batched(arguments, axes, **params):
-        if _has_sharding(arguments):
+        is_ensemble = any(axes[index] is not None for index in _WEIGHTS)
+        if is_ensemble or _has_sharding(arguments):
             return map_reference(reference, arguments, axes, **params)
-        if any(axes[index] is not None for index in _WEIGHTS):
-            return _in_turn_or_at_once(primitive, reference, arguments, axes, params)
         return _with_more_rows(primitive, arguments, axes, params)
-
-    batching.primitive_batchers[primitive] = batched
-
-
-def batch_backward(primitive: jax.extend.core.Primitive, reference: Reference) -> None:
-    """Registers the rule for a primitive with the arguments of `backward`."""
-
-    def batched(arguments, axes, **params):
-        is_ensemble = any(axes[index] is not None for index in _KERNELS)
-        if _has_sharding(arguments) or not is_ensemble:
-            return map_reference(reference, arguments, axes, **params)
-        return _in_turn_or_at_once(primitive, reference, arguments, axes, params)
 
     batching.primitive_batchers[primitive] = batched
 
@@ -86,54 +65,6 @@ def _with_more_rows(primitive, arguments, axes, params):
     ], result_axes
 
 
-def _in_turn_or_at_once(primitive, reference, arguments, axes, params):
-    leading = [
-        array if axis is None else jnp.moveaxis(array, axis, 0)
-        for array, axis in zip(arguments, axes, strict=True)
-    ]
-
-    def in_turn(*arrays):
-        def call(mapped):
-            mapped = iter(mapped)
-            return tuple(
-                primitive.bind(
-                    *(
-                        array if axis is None else next(mapped)
-                        for array, axis in zip(arrays, axes, strict=True)
-                    ),
-                    **params,
-                )
-            )
-
-        pairs = zip(arrays, axes, strict=True)
-        return jax.lax.map(call, [array for array, axis in pairs if axis is not None])
-
-    def at_once(*arrays):
-        leading = [None if axis is None else 0 for axis in axes]
-        results, _ = map_reference(reference, arrays, leading, **params)
-        return tuple(results)
-
-    # Known as soon as it is known where the program runs.
-    results = jax.lax.cond(can_call_p.bind(), in_turn, at_once, *leading)
-    return results, (0,) * len(results)
-
-
 def _has_sharding(arguments: Sequence[Any]) -> bool:
     """Whether an explicit mesh shards any of them: axes are then left as they are."""
     return any(any(jax.typeof(array).sharding.spec) for array in arguments)
-
-
-def _lower_can_call(context):
-    return _constant(devices_if_callable(context.module_context) is not None)(context)
-
-
-def _constant(value: bool):
-    return mlir.lower_fun(lambda: jnp.asarray(value), multiple_results=False)
-
-
-# Whether the CPU's loops can be called where the program runs.
-can_call_p = jax.extend.core.Primitive("flax_lstm_can_call")
-can_call_p.def_impl(lambda: apply_primitive(can_call_p))
-can_call_p.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.bool_))
-mlir.register_lowering(can_call_p, _constant(False))
-mlir.register_lowering(can_call_p, _lower_can_call, platform="cpu")

@@ -10,7 +10,7 @@ stay on the chip (`_persistent_lstm`).
 
 Each loop has a reference implementation in JAX operations, taken from the fused one,
 which provides derivatives of every kind and other platforms (`_native_primitives`).
-Under vmap the loops take more rows, or one model after another (`_native_batching`).
+Under vmap a model's mapped inputs are more rows (`_native_batching`).
 
 It is for float32 and without projection; with symbolic sizes, which only exported
 functions have, the fused one runs instead. The equations are those of
@@ -30,7 +30,6 @@ from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._native_reference import NUM_GATES, LayerOptions
-from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
 
@@ -48,11 +47,10 @@ def run_native_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """A `Recurrence` for an `LSTMCell` with its default gate functions."""
-    if makes_weights(cell):
-        return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     require_float32(inputs.dtype, "native")
+    creates = cell.is_initializing() or makes_weights(cell)
     # Symbolic sizes are those of an exported function, which can't call the loops.
-    if cell.is_initializing() or not _is_known(inputs.shape):
+    if creates or not _is_known(inputs.shape):
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if not library.GPU.is_usable():
         library.CPU.register()
@@ -69,8 +67,12 @@ def run_native_or_fused_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """`implementation='auto'`: the CPU loops where they are compiled and serve best."""
-    serves = inputs.dtype == jnp.float32 and not cell.proj_size
-    serves = serves and _is_known(inputs.shape) and not _is_short(inputs.shape)
+    serves = (
+        inputs.dtype == jnp.float32
+        and not cell.proj_size
+        and _is_known(inputs.shape)
+        and not _is_short(inputs.shape)
+    )
     if makes_weights(cell) or not serves or not library.CPU.is_usable():
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     return _run(cell, carry, inputs, valid, reverse, on_gpu=False)

@@ -28,7 +28,7 @@ from flax_lstm import (
     _native_reference as native_reference,
     _persistent_lstm as persistent,
 )
-from flax_lstm._native_batching import batch_backward, batch_forward
+from flax_lstm._native_batching import batch_forward
 from flax_lstm._native_reference import GRADIENTS, KEPT, KNOWN, LINEAR, NUM_GATES
 from flax_lstm._reference_primitive import (
     Reference,
@@ -185,7 +185,6 @@ def transpose_to_each_other(tangents, backward) -> None:
 
 batch_forward(forward_p, native_reference.forward)
 batch_forward(forward_keeping_p, native_reference.forward_keeping)
-batch_backward(backward_p, native_reference.backward)
 
 ad.primitive_jvps[forward_p] = derivative_of_forward
 transpose_to_each_other(tangents_p, backward_p)

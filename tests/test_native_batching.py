@@ -1,4 +1,4 @@
-"""The native loops under `jax.vmap`: more rows, or one model after another."""
+"""The native loops under `jax.vmap`: more rows, or the reference."""
 
 from functools import partial
 
@@ -134,31 +134,23 @@ def test_members_on_each_device(native):
     assert_close(got, jax.jit(run("fused"))(variables, xs))
 
 
-def counted(program, arguments, **shardings):
-    """Calls of loops, and loops of XLA's, in what a program is compiled to."""
-    text = jax.jit(program, **shardings).lower(*arguments).compile().as_text()
-    assert " conditional(" not in text
-    return text.count('custom_call_target="flax_lstm_'), text.count(" while(")
+def counted(program, arguments):
+    """Calls of loops, and XLA's loops and all-gathers, in what is compiled."""
+    text = jax.jit(program).lower(*arguments).compile().as_text()
+    names = ('custom_call_target="flax_lstm_', " while(", " all-gather(")
+    return tuple(map(text.count, names))
 
 
-@pytest.mark.parametrize(
-    ("name", "loops"), [("models", L * D), ("inputs", 0), ("inputs_and_lengths", 0)]
-)
-def test_models_take_turns_and_other_members_are_rows(name, loops, native):
-    arguments = drawn(MAPPED[name])
-    got = counted(mapped("native", MAPPED[name]), arguments)
-    assert got == (L * D, loops)
-
-
-def test_the_loops_are_called_in_the_gradients_of_an_ensemble(native):
-    arguments = drawn(MAPPED["models"])
-    for derivative in (of_each, of_all):
-        calls, _ = counted(derivative("native", MAPPED["models"]), arguments)
-        assert calls == 2 * L * D
+@pytest.mark.parametrize("name", ["inputs", "states", "inputs_and_lengths"])
+def test_members_with_the_same_weights_are_rows_of_one_call(name, native):
+    axes = MAPPED[name]
+    arguments = drawn(axes)
+    assert counted(mapped("native", axes), arguments) == (L * D, 0, 0)
+    assert counted(of_all("native", axes), arguments) == (2 * L * D, 0, 0)
 
 
 def test_members_that_xla_spreads_over_devices_stand_side_by_side(native):
-    """No loop can be called there, and taking turns would keep all but one waiting."""
+    """No loop can be called there, and no member's weights leave their device."""
     mesh = mesh_of_cpus()
     if mesh.size == 1:
         pytest.skip("needs 2 devices")
@@ -167,10 +159,11 @@ def test_members_that_xla_spreads_over_devices_stand_side_by_side(native):
     variables = jax.device_put(variables, NamedSharding(mesh, Spec("rows")))
     others = jax.device_put(others, NamedSharding(mesh, Spec()))
     arguments = (variables, *others)
-    got, expected = (
-        counted(mapped(way, axes), arguments) for way in ("native", "fused")
-    )
-    assert got == expected
+    for program in (mapped, of_each, of_all):
+        got, expected = (
+            counted(program(way, axes), arguments) for way in ("native", "fused")
+        )
+        assert got == expected, program
     assert_close(
         jax.jit(of_all("native", axes))(*arguments),
         jax.jit(of_all("fused", axes))(*arguments),
