@@ -9,8 +9,8 @@ kernels are compiled and for up to 128 units (64 before the H100), the recurrent
 stay on the chip (`_persistent_lstm`).
 
 Each loop has a reference implementation in JAX operations, taken from the fused one,
-which provides derivatives of every kind and other platforms (`_native_primitives`).
-Under vmap a model's mapped inputs are more rows (`_native_batching`).
+which provides derivatives of every kind, vmap and other platforms
+(`_native_primitives`).
 
 It is for float32 and without projection; with symbolic sizes, which only exported
 functions have, the fused one runs instead. The equations are those of

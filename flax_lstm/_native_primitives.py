@@ -3,12 +3,12 @@
 A layer has four primitives. The reference implementation of each (`_native_reference`)
 provides whatever the loops do not:
 
-- `forward_p`, `forward_keeping_p` and `backward_p` are the loops. The derivatives of
-  the last two are those of their reference; for vmap see `_native_batching`.
+- `forward_p`, `forward_keeping_p` and `backward_p` are the loops. Their batching under
+  vmap, and the derivatives of the last two, are those of their reference.
 - The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` saves.
 - `tangents_p`, the linear map from tangents to tangents, is always its reference, but
-  its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode and
-  second derivatives work as with the fused implementation.
+  its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode,
+  second derivatives and vmap work as with the fused implementation.
 
 A loop is called where a computation is lowered for a CPU, or for an NVIDIA GPU where
 that is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
@@ -28,7 +28,6 @@ from flax_lstm import (
     _native_reference as native_reference,
     _persistent_lstm as persistent,
 )
-from flax_lstm._native_batching import batch_forward
 from flax_lstm._native_reference import GRADIENTS, KEPT, KNOWN, LINEAR, NUM_GATES
 from flax_lstm._reference_primitive import (
     Reference,
@@ -182,9 +181,6 @@ def transpose_to_each_other(tangents, backward) -> None:
         gradients=GRADIENTS,
     )
 
-
-batch_forward(forward_p, native_reference.forward)
-batch_forward(forward_keeping_p, native_reference.forward_keeping)
 
 ad.primitive_jvps[forward_p] = derivative_of_forward
 transpose_to_each_other(tangents_p, backward_p)

@@ -43,19 +43,17 @@ def primitive_with_reference(
         run = functools.partial(reference, **params)
         return jax.jvp(run, primals, tuple(map(ad.instantiate_zeros, tangents)))
 
+    def batched(arguments, axes, **params):
+        run = functools.partial(reference, **params)
+        outputs = jax.vmap(run, in_axes=tuple(axes))(*arguments)
+        return outputs, (0,) * len(outputs)
+
     primitive.def_impl(functools.partial(apply_primitive, primitive))
     primitive.def_abstract_eval(lambda *avals, **params: results(*avals, **params))
     ad.primitive_jvps[primitive] = derivative
-    batching.primitive_batchers[primitive] = functools.partial(map_reference, reference)
+    batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     return primitive
-
-
-def map_reference(reference: Reference, arguments, axes, **params):
-    """The batching rule that maps `reference`: results, and their mapped axes."""
-    run = functools.partial(reference, **params)
-    results = jax.vmap(run, in_axes=tuple(axes))(*arguments)
-    return results, (0,) * len(results)
 
 
 def transpose_each_other(

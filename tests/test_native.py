@@ -194,6 +194,24 @@ def test_every_kind_of_derivative_works(lengths, native):
     assert_close(got, expected)
 
 
+def test_an_ensembles_gradient_is_that_of_the_fused_loops(native):
+    """Not what JAX would make of a plain scan: as many loops and as many products."""
+
+    def program(loss, arguments):
+        variables, x, hx = arguments
+
+        def of(variables):
+            return jax.vmap(lambda v: loss(v, x, hx)[0])(variables).sum()
+
+        members = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), variables)
+        return jax.jit(jax.grad(of)).lower(members).as_text()
+
+    loops, fused, arguments = setting(3, 4, 2, 5)
+    got, expected = (program(loss, arguments) for loss in (loops, fused))
+    for operation in ("stablehlo.while", "stablehlo.dot_general"):
+        assert got.count(operation) == expected.count(operation) > 0, operation
+
+
 CALLED = ("flax_lstm_forward_keeping", "flax_lstm_backward")
 
 
