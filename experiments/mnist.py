@@ -54,8 +54,9 @@ flags.DEFINE_enum(
     "pooling",
     _DEFAULTS.pooling,
     POOLINGS,
-    "How the outputs become the vector that is classified: the last one, their mean, "
-    "or a mean weighted by learned attention.",
+    "How the outputs become the vector that is classified: the last one, the final "
+    "states (with --bidirectional each direction's own last output), their mean, or a "
+    "mean weighted by learned attention.",
 )
 flags.DEFINE_integer(
     "hidden_size", _DEFAULTS.hidden_size, "Units per layer.", lower_bound=1

@@ -19,7 +19,7 @@ from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
 
-POOLINGS = ("last", "mean", "attention")
+POOLINGS = ("last", "final", "mean", "attention")
 """The ways in which a classifier pools the outputs of all steps into one vector."""
 
 
@@ -168,11 +168,11 @@ def _pooled(parts, input, seq_lengths, *, pooling, deterministic):
     """The outputs pooled into one vector; `parts` is a stack, and a pooling or None."""
     stack, attention = parts
     output, state = stack(input, seq_lengths=seq_lengths, deterministic=deterministic)
-    if pooling == "last" and not stack.bidirectional:
-        # The last output is the final state (except in a reverse direction). Read
-        # from the state, XLA needs neither the top layer's outputs nor their gradient.
+    if pooling == "final" or (pooling == "last" and not stack.bidirectional):
+        # In one direction the last output is the final state. Read from the state,
+        # XLA needs neither the top layer's outputs nor their gradient.
         h_n, *_ = jax.tree.leaves(state)
-        return h_n[-1]
+        return jnp.concatenate(h_n[-2:] if stack.bidirectional else h_n[-1:], axis=-1)
     if stack.batch_first and output.ndim == 3:
         output = output.swapaxes(0, 1)
     lengths = seq_lengths
@@ -193,11 +193,13 @@ class LSTMClassifier(SequenceClassifier):
     Args:
         num_classes: number of logits.
         pooling: how the outputs of all steps become one vector. `'last'`: the last
-            step's output, torch's `output[:, -1, :]`. `'mean'`: the mean over the
-            steps. `'attention'`: the mean over the steps weighted by a softmax of
-            tanh(W h_t + b) · q, with one learned query q (Yang et al. 2016). With
-            `seq_lengths`, each row pools over its own valid steps only; a row without
-            any gives zeros.
+            step's output, torch's `output[:, -1, :]`, whose reverse half has read one
+            step only. `'final'`: each direction's final state, torch's
+            `torch.cat([h_n[-2], h_n[-1]], dim=1)`; with one direction, the same as
+            `'last'`. `'mean'`: the mean over the steps. `'attention'`: the mean over
+            the steps weighted by a softmax of tanh(W h_t + b) · q, with one learned
+            query q (Yang et al. 2016). With `seq_lengths`, each row pools over its own
+            valid steps only; a row without any gives zeros.
 
     The other options are those of `StackedLSTM`: input_size, hidden_size, num_layers,
     bias, batch_first, dropout, bidirectional, proj_size, dtype, param_dtype,

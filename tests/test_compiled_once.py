@@ -113,7 +113,7 @@ def test_nor_a_call_that_may_write(compiled):
     assert not compiled()
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+@pytest.mark.parametrize("pooling", ["last", "final", "mean", "attention"])
 def test_a_classifier_is_one_program(pooling, compiled):
     model = LSTMClassifier(hidden_size=H, bidirectional=True, pooling=pooling)
     images = np.ones((2, 5, 28), np.float32)

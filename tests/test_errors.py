@@ -120,7 +120,7 @@ CLASSIFIER_OPTIONS = [
         "pooling",
         "max",
         ValueError,
-        "pooling: expected one of 'last', 'mean', 'attention', got 'max'",
+        "pooling: expected one of 'last', 'final', 'mean', 'attention', got 'max'",
     ),
     ("pooling", None, ValueError, "pooling: expected one of .*, got None"),
 ]

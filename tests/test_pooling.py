@@ -35,6 +35,11 @@ def last(row, params):
     return row[-1]
 
 
+def final(row, params):
+    """The reverse direction ends at the first step."""
+    return np.concatenate([row[-1, :H], row[0, H:]])
+
+
 def mean(row, params):
     return row.mean(axis=0)
 
@@ -46,7 +51,7 @@ def attention(row, params):
     return (weights * row).sum(axis=0) / weights.sum()
 
 
-POOLINGS = {"last": last, "mean": mean, "attention": attention}
+POOLINGS = {"last": last, "final": final, "mean": mean, "attention": attention}
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -127,6 +132,15 @@ def test_traced_lengths_count_as_known_ones_do(pooling):
     outside = np.where(LENGTHS == T, 99, np.where(LENGTHS == 0, -9, LENGTHS))
     for lengths in (LENGTHS, outside):
         np.testing.assert_allclose(run(lengths), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_with_one_direction_the_final_state_is_the_last_output():
+    x, variables = drawn(classifier("last", bidirectional=False))
+    last, final = (
+        classifier(pooling, bidirectional=False).apply(variables, x)
+        for pooling in ("last", "final")
+    )
+    np.testing.assert_array_equal(last, final)
 
 
 def test_without_a_query_attention_is_the_mean():

@@ -251,7 +251,7 @@ def test_dtypes_of_results_without_a_cell_state(
     assert tuple(leaf.dtype for leaf in results) == expected[:2]
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+@pytest.mark.parametrize("pooling", ["last", "final", "mean", "attention"])
 def test_dtype_of_the_logits_is_that_of_the_computation(pooling):
     model = GRUClassifier(pooling=pooling, bidirectional=True, dtype=BF16)
     logits, _ = jax.eval_shape(model.init_with_output, KEY, jnp.zeros((B, T, 28)))
@@ -363,7 +363,7 @@ def test_no_dtype_and_no_axis_is_promoted_in_silence(kind, options, x64, native)
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("dtype", [None, BF16])
-@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+@pytest.mark.parametrize("pooling", ["last", "final", "mean", "attention"])
 def test_nor_in_a_classifier(pooling, dtype, x64):
     with jax.enable_x64(x64):
         assert_strict(

@@ -480,6 +480,7 @@ CLASSIFIER_OPTIONS = [
     ("lstm", {"num_layers": 2}),
     ("lstm", {"num_layers": 1, "bidirectional": True}),
     ("lstm", {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": False}),
+    ("lstm", {"num_layers": 2, "bidirectional": True, "pooling": "final"}),
     ("lstm", {"num_layers": 1, "pooling": "mean"}),
     ("lstm", {"num_layers": 1, "bidirectional": True, "pooling": "attention"}),
     ("gru", {"num_layers": 2}),
@@ -536,6 +537,8 @@ POOLED = [
         for both in (True, False)
     ),
     ("lstm", "mean", True, True),
+    ("lstm", "final", True, True),
+    ("gru", "final", False, True),
     ("lstm", "attention", False, False),
     ("gru", "last", True, False),
     ("gru", "attention", True, True),

@@ -26,9 +26,13 @@ class TorchClassifier(torch.nn.Module):
         self.classifer = torch.nn.Linear(width, num_classes)
 
     def forward(self, x):
-        out, _ = getattr(self, self.name)(x)
+        out, state = getattr(self, self.name)(x)
         if self.pooling == "attention":
             weights = self.query(torch.tanh(self.attention(out))).softmax(dim=1)
             return self.classifer((weights * out).sum(dim=1))
-        last = out[:, -1, :]
-        return self.classifer(out.mean(dim=1) if self.pooling == "mean" else last)
+        if self.pooling == "mean":
+            return self.classifer(out.mean(dim=1))
+        if self.pooling == "final":
+            h_n = state[0] if self.name == "lstm" else state
+            return self.classifer(torch.cat([h_n[-2], h_n[-1]], dim=1))
+        return self.classifer(out[:, -1, :])

@@ -16,7 +16,7 @@ from flax_lstm import GRUClassifier, load_classifier
 FLAGS = (
     "--num_epochs=1",
     "--cell=gru",
-    "--pooling=mean",
+    "--pooling=final",
     "--bidirectional",
     "--num_layers=1",
     "--hidden_size=9",
@@ -46,7 +46,7 @@ def probabilities(workdir, images):
 
 def test_the_model_and_its_examples_are_those_of_the_flags(unusual):
     model, _ = load_classifier(unusual)
-    options = {"pooling": "mean", "bidirectional": True, "remat": model.remat}
+    options = {"pooling": "final", "bidirectional": True, "remat": model.remat}
     assert model == GRUClassifier(10, 1, 9, 1, **options)
     (row,) = rows_of(unusual)
     # The last sixth of 1,437 is the test.
