@@ -27,6 +27,11 @@ class Answers:
     probabilities: np.ndarray
     losses: np.ndarray
 
+    @property
+    def correct(self) -> int:
+        """How many answers are right."""
+        return int((self.answers == self.labels).sum())
+
     def mistakes(self) -> np.ndarray:
         """Indices of the wrong answers, the one with the largest loss first."""
         hardest = self.hardest()
@@ -41,18 +46,17 @@ def answer_all(
     model: Any, variables: Any, split: Split, model_input: ModelInput
 ) -> Answers:
     """The answers of `model` to every example of `split`, in the split's order."""
-    probabilities, losses = jax.device_get(
-        _answer_all(model, variables, split.images, split.labels, model_input)
+    starts = range(0, len(split), _BATCH_SIZE)
+    batches = [split.images[start : start + _BATCH_SIZE] for start in starts]
+    logits = jnp.concatenate(
+        [_logits(model, variables, batch, model_input) for batch in batches]
     )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+    probabilities, losses = jax.device_get((jax.nn.softmax(logits), losses))
     return Answers(split.labels, probabilities.argmax(-1), probabilities, losses)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "model_input"))
-def _answer_all(model, variables, images, labels, model_input):
-    def logits_of(image):
-        return model.apply(variables, model_input.of_pixels(image[None]))[0]
-
-    logits = jax.lax.map(logits_of, images, batch_size=_BATCH_SIZE)
-    logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jax.nn.softmax(logits), losses
+def _logits(model, variables, images, model_input):
+    logits = model.apply(variables, model_input.of_pixels(images))
+    return logits.astype(jnp.float32)

@@ -98,12 +98,6 @@ def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
     return _mesh(chosen)
 
 
-def local_row_mesh(batch_size: int) -> Mesh:
-    """`row_mesh` of this process alone."""
-    devices = jax.local_devices()
-    return _mesh(devices[: max(1, batch_size // LEAST_ROWS_A_DEVICE)])
-
-
 def _mesh(devices: list[jax.Device]) -> Mesh:
     axis_types = (AxisType.Auto,)
     return jax.make_mesh(

@@ -16,9 +16,7 @@ from experiments.data import choose
 from experiments.data.dataset import Dataset, Share
 from experiments.devices import (
     claim_cores,
-    local_row_mesh,
     loops_on_cpu,
-    replicated,
     require_rows,
     row_mesh,
 )
@@ -273,14 +271,11 @@ def _loss(value: float) -> str:
 def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
-    mesh = local_row_mesh(len(data.test))
-    params = replicated(classifier.variables["params"], mesh)
-    test = DeviceSplit.of(data.test, mesh)
-    totals = evaluate(classifier.model, params, test, model_input, mesh)
-    means = totals.means()
+    answers = classifier.answer_all(data)
+    correct, examples = answers.correct, len(data.test)
     print(
-        f"Final test: loss {means['loss']:.4f}, accuracy {means['accuracy']:.2%} "
-        f"({int(totals.correct)} of {means['examples']})"
+        f"Final test: loss {answers.losses.mean():.4f}, "
+        f"accuracy {correct / examples:.2%} ({correct} of {examples})"
     )
     shown = prediction.predict(
         classifier.model,
@@ -293,6 +288,6 @@ def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     with naming("--workdir"):
         shown.save_figure(path)
-        drawn = draw_run(classifier, data)
+        drawn = draw_run(classifier, data, answers)
     for picture in [path, *drawn]:
         print(f"Picture: {picture}", flush=True)
