@@ -3,13 +3,11 @@
 Example: python -m experiments.gates --workdir=runs/RUN --index=7
 """
 
-from absl import flags
-
 from experiments import command_line, one_digit
 from experiments.errors import naming
 from experiments.one_digit import FLAGS
 
-flags.adopt_module_key_flags(one_digit)  # For `--help`.
+one_digit.define_flags()
 
 
 def main() -> None:

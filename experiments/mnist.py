@@ -38,8 +38,8 @@ flags.DEFINE_enum(
     "recipe",
     _DEFAULTS.recipe,
     list(RECIPES),
-    "notes: as in the study notes; fast: their accuracy in a few epochs; best: the "
-    "highest accuracy.",
+    "notes: constant step size, as in the study notes (see the README); fast: their "
+    "accuracy in a few epochs; best: the highest accuracy.",
 )
 flags.DEFINE_enum(
     "sequence",

@@ -26,7 +26,7 @@ class ModelInput:
     sequence: str = "rows"
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """(T, I) of an image of so many rows and columns."""
+        """(T, I) of a (rows, columns) image."""
         return (rows, columns) if self.sequence == "rows" else (rows * columns, 1)
 
     def of_pixels(self, images: jax.typing.ArrayLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The flags that name a trained classifier and one digit; importing defines them."""
+"""The flags that name a trained classifier and one digit."""
 
 from typing import TYPE_CHECKING
 
@@ -16,17 +16,24 @@ if TYPE_CHECKING:  # Slow to import: done later, so that `--help` answers at onc
     from experiments.prediction import Prediction
     from experiments.restored import RestoredClassifier
 
-define_workdir_of_a_run()
-define_step()
-flags.DEFINE_integer(
-    "index", None, "Index of an example in the dataset (default: 0).", lower_bound=0
-)
-define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
-flags.DEFINE_enum("split", "test", ("train", "test"), "Split that --index refers to.")
-define_path("output", None, "The PNG to write (default: in the workdir).")
-define_mnist_folders()
+flags.disclaim_key_flags()  # They belong to the module that calls.
 
 FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines --workdir, --step, --index, --image, --split, --output and data's."""
+    define_workdir_of_a_run()
+    define_step()
+    flags.DEFINE_integer(
+        "index", None, "Index of an example in the dataset (default: 0).", lower_bound=0
+    )
+    define_path("image", None, "A PNG or JPEG of one digit, instead of --index.")
+    flags.DEFINE_enum(
+        "split", "test", ("train", "test"), "Split that --index refers to."
+    )
+    define_path("output", None, "The PNG to write (default: in the workdir).")
+    define_mnist_folders()
 
 
 def restore() -> "RestoredClassifier":

@@ -3,22 +3,23 @@
 Example: python -m experiments.predict --workdir=runs/RUN --image=7.png
 """
 
-from absl import flags
-
 from experiments import command_line, one_digit
 from experiments.errors import naming
 from experiments.one_digit import FLAGS
 
-flags.adopt_module_key_flags(one_digit)  # For `--help`.
+one_digit.define_flags()
 
 
 def main() -> None:
+    # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
+    from experiments.pictures.prediction import save_prediction
+
     classifier = one_digit.restore()
     shown, name = one_digit.predict(classifier)
     print(f"{classifier.description}\n{shown.text()}", flush=True)
     path = FLAGS.output or classifier.picture_path(name)
     with naming("--output"):
-        shown.save_figure(path)
+        save_prediction(shown, path)
     print(f"Picture: {path}")
 
 

@@ -1,4 +1,4 @@
-"""The answer of a classifier for one image, as text and as a picture."""
+"""The answer of a classifier for one image."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from experiments.model_input import ModelInput
-from experiments.pictures.png import save_png
 from flax_lstm import SequenceClassifier
 
 
@@ -35,28 +34,6 @@ class Prediction:
             )
         )
         return f"{label}Prediction: {self.answer}\n{rows}"
-
-    def save_figure(self, path: str) -> None:
-        """The image beside a bar for each class's probability, as a PNG."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        digit_axes, bar_axes = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        digit_axes.imshow(self.image, cmap="gray", vmin=0, vmax=self.white)
-        digit_axes.set_axis_off()
-        label = "" if self.label is None else f", label {self.label}"
-        digit_axes.set_title(f"predicted {self.answer}{label}")
-        classes = np.arange(len(self.probabilities))
-        colors = ["tab:blue" if c == self.answer else "lightgray" for c in classes]
-        bar_axes.barh(classes, self.probabilities, color=colors)
-        for c, probability in enumerate(self.probabilities):
-            bar_axes.text(
-                min(probability, 0.8) + 0.02, c, f"{probability:.1%}", va="center"
-            )
-        bar_axes.set(xlim=(0, 1), yticks=classes, xlabel="probability", ylabel="class")
-        bar_axes.invert_yaxis()
-        bar_axes.spines[["top", "right"]].set_visible(False)
-        save_png(figure, path)
 
 
 def predict(

@@ -21,7 +21,7 @@ from experiments.ending import end
 from experiments.errors import RunError
 
 AUTO = "auto"
-_OF_COLLECTIVES = re.compile("gloo|nccl|coordination service|barrier", re.IGNORECASE)
+_COLLECTIVE_ERROR = re.compile("gloo|nccl|coordination service|barrier", re.IGNORECASE)
 _LAST_PORT = 2**16 - 1
 _JOIN_SECONDS = 60
 # A process that is gone is noticed after this, where no collective notices at once.
@@ -211,7 +211,7 @@ def require_all_there(error: Exception) -> None:
         ProcessLost: `error` comes from a collective of a run of several processes.
     """
     # Some come through Orbax as other classes; what they say is C++'s.
-    if jax.process_count() > 1 and _OF_COLLECTIVES.search(str(error)):
+    if jax.process_count() > 1 and _COLLECTIVE_ERROR.search(str(error)):
         raise ProcessLost(
             f"another process of the run is gone; start all processes again to go on "
             f"from the last checkpoint ({str(error).splitlines()[0]})"

@@ -30,6 +30,10 @@ class LayerTrace:
     o: np.ndarray
     c: np.ndarray
 
+    def units_by_peak(self) -> np.ndarray:
+        """The units (H,), those first whose cell state is largest in an early row."""
+        return np.argsort(np.abs(self.c).argmax(axis=0), kind="stable")
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:

@@ -20,7 +20,7 @@ class Recipe:
     Attributes:
         num_epochs: epochs in all; where the step size follows a schedule, a run of
             another number is another run.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: Adam's step size, the largest one where it follows a schedule.
         dropout: between layers.
         one_cycle: whether the step size rises and falls (Smith & Topin 2017,
@@ -41,7 +41,7 @@ class Recipe:
     warp: Warp | None = None
 
     def step_size(self, learning_rate: float, steps: int) -> float | optax.Schedule:
-        """Adam's step size over a run of so many steps."""
+        """Adam's step size over a run of `steps` steps."""
         if not self.one_cycle:
             return learning_rate
         return optax.cosine_onecycle_schedule(steps, learning_rate, _WARM_UP)

@@ -24,7 +24,7 @@ from flax_lstm.checkpoint import (
     verify,
 )
 
-_MOST_SECONDS_OF_A_SAVE = 10
+_MAX_SAVE_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RestoredClassifier:
         return answers.answer_all(self.model, self.variables, data.test, model_input)
 
     def predict_image(self, path: str) -> Prediction:
-        """Of any PNG or JPEG of one digit."""
+        """The prediction for a PNG or JPEG of one digit."""
         image = read_digit(path, self.form)
         model_input = ModelInput(self.form.white, self.sequence)
         return prediction.predict(self.model, self.variables, image, model_input)
@@ -76,7 +76,7 @@ class RestoredClassifier:
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
     ) -> Prediction:
-        """Of an example of the dataset that the model was trained on."""
+        """The prediction for an example of the dataset that it was trained on."""
         data = choose.load(self.dataset, data_dir, manual_dir, validate=self.validated)
         split = data.split(split_name)
         if not 0 <= index < len(split):
@@ -101,17 +101,17 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     Raises:
         RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
     """
-    end = time.monotonic() + _MOST_SECONDS_OF_A_SAVE
+    end = time.monotonic() + _MAX_SAVE_SECONDS
     while True:
         try:
             return _restore(workdir, step)
-        except _OfASave:
+        except _MayBeMidSave:
             if time.monotonic() > end or not lock.is_held(workdir):
                 raise
         time.sleep(0.1)
 
 
-class _OfASave(RunError):
+class _MayBeMidSave(RunError):
     """An error that also occurs while a checkpoint is saved, or an old one removed."""
 
 
@@ -130,7 +130,7 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
             step=config["step"],
         )
     except UnfinishedCheckpointError as error:
-        raise _OfASave(f"--workdir: {error}; {_advice(workdir)}") from error
+        raise _MayBeMidSave(f"--workdir: {error}; {_advice(workdir)}") from error
     except DamagedCheckpointError as error:
         raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
     except FileNotFoundError as error:
@@ -140,7 +140,7 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
             flag = {"path": "--workdir", "step": "--step"}[error.argument]
             raise RunError(f"{flag}: {error.reason}") from error
         # In a folder that was there when it was looked up.
-        raise _OfASave(f"--workdir: {workdir} can't be read: {error}") from error
+        raise _MayBeMidSave(f"--workdir: {workdir} can't be read: {error}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
 

@@ -26,6 +26,7 @@ from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from experiments.model_input import ModelInput
 from experiments.pictures.of_run import draw_run
+from experiments.pictures.prediction import save_prediction
 from experiments.processes import say
 from experiments.restored import restore
 from experiments.stopping import Stopped, StopRequest
@@ -287,7 +288,7 @@ def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     with naming("--workdir"):
-        shown.save_figure(path)
+        save_prediction(shown, path)
         drawn = draw_run(classifier, data, answers)
     for picture in [path, *drawn]:
         print(f"Picture: {picture}", flush=True)

@@ -1,4 +1,4 @@
-"""PyTorch's LSTM, GRU and RNN, point by point, for JAX and Flax Linen."""
+"""PyTorch's LSTM, GRU and RNN, option for option, for JAX and Flax Linen."""
 
 from flax_lstm._classifier import (
     CLASSIFIERS as CLASSIFIERS,

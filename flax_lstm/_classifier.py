@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
-from flax_lstm._compiled_once import compiled_once, is_keepable, keepable
+from flax_lstm._compiled_once import cacheable, compiled_once, is_cacheable
 from flax_lstm._gru import StackedGRU
-from flax_lstm._initializers import torch_linear
+from flax_lstm._initializers import torch_uniform
 from flax_lstm._lstm import StackedLSTM
 from flax_lstm._own_weights import require_no_attention, require_params
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
@@ -111,7 +111,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         else:
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
-        known = type(stack) in _STACKS and is_keepable(stack.recurrence)
+        known = type(stack) in _STACKS and is_cacheable(stack.recurrence)
         if not known or (stack.dropout > 0 and not deterministic):
             parts = stack, attention
             pooled = _pooled(parts, input, seq_lengths, **options)
@@ -123,7 +123,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
 
     @nn.nowrap
     def _head(self, width: int, dtype: DTypeLike) -> nn.Dense:
-        init = torch_linear(width)
+        init = torch_uniform(width)
         return nn.Dense(
             self.num_classes,
             kernel_init=init,
@@ -157,7 +157,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
 _STACKS = (StackedLSTM, StackedGRU, StackedRNN)
 
 
-@keepable(reads=lambda parts: parts[0].reads())
+@cacheable(reads=lambda parts: parts[0].reads())
 def _logits(parts, x, lengths, **options):
     """The logits (B, K) of `parts`: stack, `AttentionPooling` or None, dense head."""
     *parts, head = parts

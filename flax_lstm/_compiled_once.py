@@ -7,9 +7,9 @@ function is dispatched once, whereas eagerly JAX has the overhead of every opera
 most of all in a gradient (`python -m experiments.benchmark --parts=eager`).
 
 A cached function does not notice settings that change outside of its arguments. So only
-functions that declare that they may be cached (`keepable`) are: ours do, and users' own
-need not. (A user's own cell runs in a lifted scan, in which it can neither draw random
-numbers nor write variables anyhow.)
+functions that declare that they may be cached (`cacheable`) are: ours do, and users'
+own need not. (A user's own cell runs in a lifted scan, in which it can neither draw
+random numbers nor write variables anyhow.)
 
 Source: https://docs.jax.dev/en/latest/jit-compilation.html#jit-and-caching
 """
@@ -28,11 +28,11 @@ from flax.core.meta import unbox
 Function = Callable[..., Any]
 
 # Suffixes of the fields that are read only where parameters are created.
-_OF_PARAMETERS = ("kernel_init", "bias_init", "carry_init")
+_INITIALIZER_SUFFIXES = ("kernel_init", "bias_init", "carry_init")
 _READS = "_flax_lstm_reads"
 
 
-def keepable(
+def cacheable(
     reads: Callable[[Any], Hashable] = lambda modules: None,
 ) -> Callable[[Function], Function]:
     """Marks a function of bound modules and arrays whose compiled form may be cached.
@@ -49,17 +49,17 @@ def keepable(
     return mark
 
 
-def keepable_like(other: Function) -> Callable[[Function], Function]:
+def cacheable_like(other: Function) -> Callable[[Function], Function]:
     """Marks a function that runs `other` if `other` is, and gives it the same name."""
 
     def mark(run):
         run.__name__ = run.__qualname__ = getattr(other, "__name__", "run")
-        return keepable(reads_of(other))(run) if is_keepable(other) else run
+        return cacheable(reads_of(other))(run) if is_cacheable(other) else run
 
     return mark
 
 
-def is_keepable(run: Function) -> bool:
+def is_cacheable(run: Function) -> bool:
     return hasattr(run, _READS)
 
 
@@ -78,7 +78,7 @@ def compiled_once(
     or for intermediates), `run` itself is called.
 
     Args:
-        run: marked as `keepable`, with a module as its first argument, or a tuple of
+        run: marked as `cacheable`, with a module as its first argument, or a tuple of
             modules (or of such tuples, …).
         static: names of its options that are not arrays.
         named: False to share one compiled function among modules of any name; inside
@@ -94,25 +94,25 @@ def compiled_once(
     program.__name__ = program.__qualname__ = run.__name__
     program = jax.jit(program, static_argnames=("modules", "around", *static))
 
-    @functools.wraps(run)
-    def run_known(modules, *arrays, **others):
-        known = _known_again(modules, named)
+    @functools.wraps(run)  # Copies the mark of `cacheable`, too.
+    def run_cached(modules, *arrays, **others):
+        key = _cache_key(modules, named)
         variables = jax.tree.map(_parameters, modules)
-        if known is None or not all(map(_is_array, jax.tree.leaves(variables))):
+        if key is None or not all(map(_is_array, jax.tree.leaves(variables))):
             return run(modules, *arrays, **others)
         around = (reads(modules), str(nn.get_logical_axis_rules()))
         try:
-            return program(known, around, variables, *arrays, **others)
+            return program(key, around, variables, *arrays, **others)
         except flax.errors.FlaxError:
             pass
         # Parameters are missing or have the wrong shape: `run` creates them if Flax is
         # told to, or raises an error that also names the layer.
         return run(modules, *arrays, **others)
 
-    return run_known
+    return run_cached
 
 
-def _known_again(modules: Any, named: bool) -> Any:
+def _cache_key(modules: Any, named: bool) -> Any:
     """The modules without variables and initializers, or None if they must run as is.
 
     Flax compares existing parameters only in shape with what initializers would make.
@@ -120,19 +120,19 @@ def _known_again(modules: Any, named: bool) -> Any:
 
     def options(module):
         names = [f.name for f in dataclasses.fields(module)]
-        drawn = [n for n in names if n.endswith(_OF_PARAMETERS)]
+        drawn = [n for n in names if n.endswith(_INITIALIZER_SUFFIXES)]
         drawn = [n for n in drawn if callable(getattr(module, n))]
         same = dict.fromkeys(drawn, nn.initializers.zeros)
         return module.clone(name=module.name if named else None, parent=None, **same)
 
     if _is_watched() or any(map(_writes, jax.tree.leaves(modules))):
         return None
-    known = jax.tree.map(options, modules)
+    key = jax.tree.map(options, modules)
     try:
-        hash(known)
+        hash(key)
     except TypeError:
         return None
-    return known
+    return key
 
 
 def _parameters(module: Any) -> Any:

@@ -27,11 +27,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flax_lstm import _validation as check
 from flax_lstm._cell import State
-from flax_lstm._compiled_once import keepable
+from flax_lstm._compiled_once import cacheable
 from flax_lstm._cudnn_primitives import forward_p
-from flax_lstm._cudnn_weights import Sizes, join
-from flax_lstm._dtypes import require_float32
+from flax_lstm._cudnn_weights import CudnnOptions, join
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import layer_by_layer
 from flax_lstm._lstm_weights import makes_weights, weights_of
@@ -43,7 +43,7 @@ _IN_TF32 = (None, "default", "high", "tensorfloat32", "TF32_TF32_F32")
 _IN_FLOAT32 = ("highest", "float32", "F32_F32_F32")
 
 
-@keepable()
+@cacheable()
 def run_layers_by_cudnn(
     layers: Sequence[Sequence[Any]],
     state: State,
@@ -56,11 +56,11 @@ def run_layers_by_cudnn(
         return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
     first = layers[0][0]
     steps, batch, features = _known_shape(inputs)
-    require_float32(inputs.dtype, "cudnn")
+    check.require_float32(inputs.dtype, "cudnn")
     _require_gpu()
     if batch == 0:  # cuDNN can't describe an empty batch.
         return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
-    sizes = Sizes(
+    options = CudnnOptions(
         input_size=features,
         hidden_size=first.features,
         num_layers=len(layers),
@@ -70,7 +70,7 @@ def run_layers_by_cudnn(
     )
     weights = join(
         [
-            weights_of(cell, sizes.width(layer))
+            weights_of(cell, options.width(layer))
             for layer, cells in enumerate(layers)
             for cell in cells
         ]
@@ -82,7 +82,7 @@ def run_layers_by_cudnn(
     h_0, c_0 = state
     counted = jnp.maximum(lengths, 1)
     arrays = varying_alike((inputs.swapaxes(0, 1), h_0, c_0, weights, counted))
-    y, h_n, c_n = forward_p.bind(*arrays, sizes=sizes)
+    y, h_n, c_n = forward_p.bind(*arrays, options=options)
     y = y.swapaxes(0, 1)
     if valid is None:
         return y, (h_n, c_n)

@@ -23,7 +23,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.interpreters import ad, mlir
 
 from flax_lstm import _fused_lstm as fused
-from flax_lstm._cudnn_weights import Sizes, split
+from flax_lstm._cudnn_weights import CudnnOptions, split
 from flax_lstm._reference_primitive import (
     Reference,
     devices_if_callable,
@@ -45,17 +45,17 @@ _NAMES = {
 }
 
 
-def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
+def forward(x, h_0, c_0, weights, lengths, *, options: CudnnOptions):
     """Outputs (B, T, D·H) and final states (L·D, B, H) of x (B, T, I)."""
-    cells = split(weights, sizes)
+    cells = split(weights, options)
     valid = jnp.arange(x.shape[1], dtype=lengths.dtype)[:, None] < lengths
     y = x.swapaxes(0, 1)
     finals = []
-    with jax.default_matmul_precision(_NAMES[sizes.precision]):
-        for layer in range(sizes.num_layers):
+    with jax.default_matmul_precision(_NAMES[options.precision]):
+        for layer in range(options.num_layers):
             outputs = []
-            for direction in range(sizes.directions):
-                row = layer * sizes.directions + direction
+            for direction in range(options.directions):
+                row = layer * options.directions + direction
                 carry = (c_0[row], h_0[row])
                 reverse = bool(direction)
                 final, output = fused.jitted_lstm_layer(
@@ -68,49 +68,49 @@ def forward(x, h_0, c_0, weights, lengths, *, sizes: Sizes):
     return y.swapaxes(0, 1), h_n, c_n
 
 
-def forward_keeping(*arguments, sizes: Sizes, kept_size: int):
-    """The same, with NaN in the place of what cuDNN saves."""
+def forward_keeping(*arguments, options: CudnnOptions, kept_size: int):
+    """As `forward`, followed by NaN in place of what cuDNN saves."""
     nothing = jnp.full(kept_size, jnp.nan, jnp.float32)
-    return *forward(*arguments, sizes=sizes), nothing
+    return *forward(*arguments, options=options), nothing
 
 
-def tangents(*operands, sizes: Sizes):
+def tangents(*operands, options: CudnnOptions):
     """The tangents of `forward`'s results, linear in all after the known arguments."""
     floats, lengths = operands[:_FLOATS], operands[_FLOATS]
 
     def run(*floats):
-        return forward(*floats, lengths, sizes=sizes)
+        return forward(*floats, lengths, options=options)
 
     _, d_results = jax.jvp(run, floats, operands[_KNOWN:])
     return d_results
 
 
-def backward(*operands, sizes: Sizes):
+def backward(*operands, options: CudnnOptions):
     """The transpose of `tangents`."""
     known, gradients = operands[:_KNOWN], operands[_KNOWN:]
 
     def linear_tangents(*linear):
-        return tangents(*known, *linear, sizes=sizes)
+        return tangents(*known, *linear, options=options)
 
     return jax.linear_transpose(linear_tangents, *known[:_FLOATS])(gradients)
 
 
-def _call_forward(*arguments, sizes: Sizes):
-    results, _ = rnn.lstm_fwd(*_row_major(arguments), **sizes._asdict())
+def _call_forward(*arguments, options: CudnnOptions):
+    results, _ = rnn.lstm_fwd(*_row_major(arguments), **options._asdict())
     return _row_major(results)
 
 
-def _call_forward_keeping(*arguments, sizes: Sizes, kept_size: int):
-    results, (*_, kept) = rnn.lstm_fwd(*_row_major(arguments), **sizes._asdict())
+def _call_forward_keeping(*arguments, options: CudnnOptions, kept_size: int):
+    results, (*_, kept) = rnn.lstm_fwd(*_row_major(arguments), **options._asdict())
     assert kept.shape == (kept_size,)
     return *_row_major(results), kept
 
 
-def _call_backward(*operands, sizes: Sizes):
+def _call_backward(*operands, options: CudnnOptions):
     *known, kept = operands[:_KNOWN]
     gradients = operands[_KNOWN:]
     residuals = (*_row_major(known), _copied(kept, known, gradients))
-    *of_floats, _ = rnn.lstm_bwd(*sizes, residuals, _row_major(gradients))
+    *of_floats, _ = rnn.lstm_bwd(*options, residuals, _row_major(gradients))
     return _row_major(of_floats)
 
 
@@ -162,13 +162,13 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
     backward_p = called("backward", backward, _call_backward)
     tangents_p = primitive_with_reference("flax_lstm_cudnn_tangents", tangents)
 
-    def derivative_of_forward(primals, tangents, *, sizes):
+    def derivative_of_forward(primals, tangents, *, options):
         y, h_n, c_n, kept = forward_keeping_p.bind(
-            *primals, sizes=sizes, kept_size=_kept_size(primals, sizes)
+            *primals, options=options, kept_size=_kept_size(primals, options)
         )
         linear = map(ad.instantiate_zeros, tangents[:_FLOATS])
         operands = varying_alike((*primals, y, kept, *linear))
-        return [y, h_n, c_n], tangents_p.bind(*operands, sizes=sizes)
+        return [y, h_n, c_n], tangents_p.bind(*operands, options=options)
 
     ad.primitive_jvps[forward_p] = derivative_of_forward
     transpose_each_other(
@@ -182,15 +182,15 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
     return forward_p
 
 
-def _kept_size(arguments: Any, sizes: Sizes) -> int:
+def _kept_size(arguments: Any, options: CudnnOptions) -> int:
     """Size of what cuDNN saves for the backward call; to ask, cuDNN must be there."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
-    run = functools.partial(_kept, sizes=sizes)
+    run = functools.partial(_kept, options=options)
     return jax.eval_shape(run, *shapes).size
 
 
-def _kept(*arguments, sizes: Sizes):
-    _, (*_, kept) = rnn.lstm_fwd(*arguments, **sizes._asdict())
+def _kept(*arguments, options: CudnnOptions):
+    _, (*_, kept) = rnn.lstm_fwd(*arguments, **options._asdict())
     return kept
 
 

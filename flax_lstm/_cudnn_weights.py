@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax_lstm._lstm_weights import GATES, Weights
 
 
-class Sizes(NamedTuple):
+class CudnnOptions(NamedTuple):
     """The calls' arguments besides arrays, in the order of `jax.experimental.rnn`."""
 
     input_size: int
     hidden_size: int
     num_layers: int
-    dropout: float
+    dropout: float  # Zero: the stack applies it.
     bidirectional: bool
     precision: jax.lax.Precision
 
@@ -45,7 +45,7 @@ def join(cells: Sequence[Weights]) -> jax.Array:
     return jnp.concatenate([array.ravel() for array in (*kernels, *biases)])
 
 
-def split(vector: jax.Array, sizes: Sizes) -> list[Weights]:
+def split(vector: jax.Array, options: CudnnOptions) -> list[Weights]:
     """The inverse of `join`; a cell's bias is the sum of its two."""
     start = 0
 
@@ -58,13 +58,15 @@ def split(vector: jax.Array, sizes: Sizes) -> list[Weights]:
         return [take(*shape) for _ in GATES]
 
     kernels = []
-    for layer in range(sizes.num_layers):
-        for _ in range(sizes.directions):
-            of_x = by_gate(sizes.hidden_size, sizes.width(layer))
-            kernels.append((of_x, by_gate(sizes.hidden_size, sizes.hidden_size)))
+    for layer in range(options.num_layers):
+        for _ in range(options.directions):
+            of_x = by_gate(options.hidden_size, options.width(layer))
+            kernels.append((of_x, by_gate(options.hidden_size, options.hidden_size)))
     cells = []
     for of_x, of_h in kernels:
-        pairs = zip(by_gate(sizes.hidden_size), by_gate(sizes.hidden_size), strict=True)
+        pairs = zip(
+            by_gate(options.hidden_size), by_gate(options.hidden_size), strict=True
+        )
         cells.append(
             Weights(
                 x=tuple(kernel.T for kernel in of_x),

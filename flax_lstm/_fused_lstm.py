@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from flax_lstm._compiled_once import keepable
+from flax_lstm._compiled_once import cacheable
 from flax_lstm._dtypes import at_least_float32
 from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
@@ -83,7 +83,7 @@ class Slopes(NamedTuple):
     m_by_c: jax.Array
 
 
-@keepable()
+@cacheable()
 def fuse_over_time(
     cell: Any,
     carry: Carry,
@@ -294,10 +294,10 @@ def _known_part_of_d_z(weights, x, h_before, d_weights, d_x):
 
 
 def over_steps(d_bias, shape):
-    """The same for every step and row.
+    """`d_bias` (N,), broadcast to `shape` (T, B, N).
 
-    Its transpose, the bias's gradient, adds them up, which needs more than the bits of
-    bfloat16.
+    Its transpose, the bias's gradient, is a sum over all steps and rows, which needs
+    more than the bits of bfloat16.
     """
     wide = d_bias.astype(at_least_float32(d_bias.dtype))
     return jnp.broadcast_to(wide, shape).astype(d_bias.dtype)
@@ -336,7 +336,7 @@ def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
 
 
 def _linear_loop(reverse, unroll, weights, valid, kept, d_z, d_m, d_carry):
-    """`linear_scan`, unrolled by so many steps."""
+    """`linear_scan` with its loop unrolled `unroll` times."""
     kernel = jnp.concatenate(weights.h, axis=-1)
     d_carry = with_varying_axes_of(d_carry, (d_z, d_m, kept, kernel))
 

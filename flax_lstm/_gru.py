@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from flax_lstm._gru_cell import GRUCell
 from flax_lstm._hidden_state_stack import HiddenStateStack
-from flax_lstm._initializers import torch_recurrent_kernel
+from flax_lstm._initializers import torch_uniform
 
 
 class StackedGRU(HiddenStateStack):
@@ -95,7 +95,7 @@ class StackedGRU(HiddenStateStack):
             use_bias=self.bias,
             **self.initializers(),
             n_bias_init=self.initializer_of(
-                "bias_init", torch_recurrent_kernel(self.hidden_size)
+                "bias_init", torch_uniform(self.hidden_size)
             ),
             dtype=dtype,
             param_dtype=self.param_dtype,

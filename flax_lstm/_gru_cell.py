@@ -23,7 +23,7 @@ class GRUCell(HiddenStateCell, nn.GRUCell):
         n &= \tanh(W_{in} x + b_{in} + r ∘ (W_{hn} h + b_{hn})) \\
         h' &= (1 - z) ∘ n + z ∘ h
 
-    Attributes (beside those of `flax.linen.GRUCell`):
+    Attributes (in addition to those of `flax.linen.GRUCell`):
         use_bias: whether the four biases exist.
         n_bias_init: initializer of `in/bias` and `hn/bias`. r multiplies only the
             latter, so the two can't be merged into one as in the other gates.

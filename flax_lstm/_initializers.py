@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 
-def symmetric_uniform(bound: float) -> Initializer:
-    """Initializer drawing from U(-bound, bound).
+def torch_uniform(size: int) -> Initializer:
+    """U(-1/√n, 1/√n), torch's draw; n is a recurrent layer's H, a Linear's in_features.
 
     `jax.nn.initializers.uniform(bound)` draws from [0, bound), so it can't be used
     here: torch's initial weights are centred on zero.
     """
+    bound = 1 / math.sqrt(size)
 
     def init(key, shape, dtype=None, out_sharding=None):
         del out_sharding  # Part of JAX's protocol; parameters here are not sharded.
@@ -23,14 +24,9 @@ def symmetric_uniform(bound: float) -> Initializer:
     return init
 
 
-def torch_recurrent_kernel(hidden_size: int) -> Initializer:
-    """U(-1/√H, 1/√H), torch's draw for every weight of a recurrent layer."""
-    return symmetric_uniform(1 / math.sqrt(hidden_size))
-
-
 def torch_recurrent_bias(hidden_size: int) -> Initializer:
     """The sum of two draws from U(-1/√H, 1/√H): torch's `b_ih` plus its `b_hh`."""
-    draw = symmetric_uniform(1 / math.sqrt(hidden_size))
+    draw = torch_uniform(hidden_size)
 
     def init(key, shape, dtype=None, out_sharding=None):
         del out_sharding
@@ -38,11 +34,6 @@ def torch_recurrent_bias(hidden_size: int) -> Initializer:
         return draw(key_ih, shape, dtype) + draw(key_hh, shape, dtype)
 
     return init
-
-
-def torch_linear(in_features: int) -> Initializer:
-    """U(-1/√in, 1/√in), torch.nn.Linear's draw for its weight and its bias."""
-    return symmetric_uniform(1 / math.sqrt(in_features))
 
 
 def offset_by(init: Initializer, offset: float) -> Initializer:

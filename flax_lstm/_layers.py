@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import State
-from flax_lstm._compiled_once import keepable_like
+from flax_lstm._compiled_once import cacheable_like
 from flax_lstm._recurrence import Recurrence
 
 StackRecurrence = Callable[..., tuple[jax.Array, State]]
@@ -21,7 +21,7 @@ StackRecurrence = Callable[..., tuple[jax.Array, State]]
 def layer_by_layer(recur: Recurrence) -> StackRecurrence:
     """Layers that are run over time by `recur`, each direction by itself."""
 
-    @keepable_like(recur)
+    @cacheable_like(recur)
     def run(
         layers: Sequence[Sequence[Any]],
         state: State,

@@ -11,7 +11,7 @@ from flax_lstm._cell import State
 
 
 @functools.partial(
-    jax.jit, static_argnames=("batch_first", "dtype", "rows", "sizes", "dtypes")
+    jax.jit, static_argnames=("batch_first", "dtype", "num_cells", "sizes", "dtypes")
 )
 def time_major(
     x: jax.Array,
@@ -20,7 +20,7 @@ def time_major(
     *,
     batch_first: bool,
     dtype: DTypeLike,
-    rows: int,
+    num_cells: int,
     sizes: Sequence[int],
     dtypes: Sequence[DTypeLike],
 ) -> tuple[jax.Array, State, jax.Array | None]:
@@ -32,7 +32,7 @@ def time_major(
         lengths: (B,) int32 within [0, T], or None.
         batch_first: whether the first of three axes of `x` is the batch.
         dtype: of the computation.
-        rows: L·D.
+        num_cells: L·D, the length of a state array's first axis.
         sizes: width of each array of a state.
         dtypes: dtype of each array of a state.
 
@@ -57,7 +57,7 @@ def time_major(
         # a scan over a batch with an explicit sharding refuses as its carry.
         column = jnp.zeros_like(x[0, :, :1])
         state = tuple(
-            jnp.broadcast_to(column.astype(dtype), (rows, column.shape[0], size))
+            jnp.broadcast_to(column.astype(dtype), (num_cells, column.shape[0], size))
             for size, dtype in zip(sizes, dtypes, strict=True)
         )
     else:

@@ -10,15 +10,14 @@ from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
-from flax_lstm._dtypes import require_float32
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
 from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
 from flax_lstm._recurrence import Recurrence
-from flax_lstm._stack import RecurrentStack, scan_known_layers
+from flax_lstm._stack import RecurrentStack, scan_compiled_once
 
-_OF_LIBRARIES = ("cudnn", "native")
+_FLOAT32_ONLY = ("cudnn", "native")
 
 
 class StackedLSTM(RecurrentStack):
@@ -135,7 +134,7 @@ class StackedLSTM(RecurrentStack):
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": run_native_or_fused_over_time,
-        "scan": scan_known_layers,
+        "scan": scan_compiled_once,
         "fused": fuse_over_time,
         "native": run_native_over_time,
     }
@@ -196,8 +195,8 @@ class StackedLSTM(RecurrentStack):
                 f"proj_size: expected it to be smaller than hidden_size "
                 f"{self.hidden_size}, got {self.proj_size}"
             )
-        if self.implementation in _OF_LIBRARIES:
-            self._check_options_of_libraries()
+        if self.implementation in _FLOAT32_ONLY:
+            self._check_float32_only_options()
         check.require_number("forget_bias", self.forget_bias)
         if self.forget_bias and not self.bias:
             raise ValueError(
@@ -206,14 +205,14 @@ class StackedLSTM(RecurrentStack):
             )
 
     @nn.nowrap
-    def _check_options_of_libraries(self) -> None:
+    def _check_float32_only_options(self) -> None:
         if self.proj_size:
             raise ValueError(
                 f"proj_size: expected 0 with implementation={self.implementation!r}, "
                 f"which has no projection, got {self.proj_size}"
             )
         if self.dtype is not None:
-            require_float32(self.dtype, self.implementation)
+            check.require_float32(self.dtype, self.implementation)
 
     @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> LSTMCell:

@@ -29,7 +29,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
         c' &= f ∘ c + i ∘ g \\
         h' &= W_{hr} (o ∘ \tanh c')  \quad (W_{hr} = 1 without projection)
 
-    Attributes (beside those of `flax.linen.OptimizedLSTMCell`):
+    Attributes (in addition to those of `flax.linen.OptimizedLSTMCell`):
         use_bias: whether the four biases `h*/bias` exist.
         proj_size: width P of the projected hidden state; 0 means none, P = H.
         projection_kernel_init: initializer of the projection `hr/kernel` (H, P).

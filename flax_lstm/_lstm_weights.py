@@ -29,7 +29,9 @@ def makes_weights(cell: Any) -> bool:
     if not cell.is_mutable_collection("params"):
         return False
     params = cell.variables.get("params", {})
-    return any(name not in params.get(module, {}) for module, name, _ in _of(cell, 0))
+    return any(
+        name not in params.get(module, {}) for module, name, _ in _params_of(cell, 0)
+    )
 
 
 def weights_of(cell: Any, input_size: int) -> Weights:
@@ -43,7 +45,7 @@ def weights_of(cell: Any, input_size: int) -> Weights:
     """
     params = flax.core.meta.unbox(cell.variables.get("params", {}))
     arrays = {}
-    for module, name, shape in _of(cell, input_size):
+    for module, name, shape in _params_of(cell, input_size):
         path = f"{cell.scope.path_text}/{module}"
         if not params:
             raise flax.errors.ScopeCollectionNotFound("params", name, path)
@@ -64,7 +66,9 @@ def weights_of(cell: Any, input_size: int) -> Weights:
     )
 
 
-def _of(cell: Any, input_size: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _params_of(
+    cell: Any, input_size: int
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Module, name and shape of each parameter."""
     units = cell.features
     outputs = cell.proj_size or units

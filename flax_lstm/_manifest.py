@@ -77,8 +77,8 @@ def _recorded(folder: str, step: int) -> dict[str, str]:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError as error:
         raise UnfinishedCheckpointError(
-            f"step {step}: {name} is missing (the save was cut short, or predates "
-            f"format version 2)"
+            f"step {step}: {name} is missing (the save was cut short, or the file was "
+            f"removed)"
         ) from error
     recorded = {}
     try:

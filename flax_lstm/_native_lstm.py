@@ -24,20 +24,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_lstm import _fused_lstm as fused, _native_primitives as primitives
-from flax_lstm._compiled_once import keepable
-from flax_lstm._dtypes import require_float32
+from flax_lstm import (
+    _fused_lstm as fused,
+    _native_primitives as primitives,
+    _validation as check,
+)
+from flax_lstm._compiled_once import cacheable
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import makes_weights, weights_of
 from flax_lstm._native_reference import NUM_GATES, LayerOptions
 from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
 
-# Up to so many rows times steps, packing the weights costs more than it saves.
+# At or below this many rows times steps, packing weights costs more than it saves.
 _FEW_ROWS = 4
 
 
-@keepable(reads=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
+@cacheable(reads=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
 def run_native_over_time(
     cell: Any,
     carry: Carry,
@@ -47,17 +50,17 @@ def run_native_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """A `Recurrence` for an `LSTMCell` with its default gate functions."""
-    require_float32(inputs.dtype, "native")
+    check.require_float32(inputs.dtype, "native")
     creates = cell.is_initializing() or makes_weights(cell)
     # Symbolic sizes are those of an exported function, which can't call the loops.
-    if creates or not _is_known(inputs.shape):
+    if creates or not _has_static_sizes(inputs.shape):
         return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     if not library.GPU.is_usable():
         library.CPU.register()
     return _run(cell, carry, inputs, valid, reverse, on_gpu=True)
 
 
-@keepable(reads=lambda cells: library.CPU.is_usable())
+@cacheable(reads=lambda cells: library.CPU.is_usable())
 def run_native_or_fused_over_time(
     cell: Any,
     carry: Carry,
@@ -70,7 +73,7 @@ def run_native_or_fused_over_time(
     serves = (
         inputs.dtype == jnp.float32
         and not cell.proj_size
-        and _is_known(inputs.shape)
+        and _has_static_sizes(inputs.shape)
         and not _is_short(inputs.shape)
     )
     if makes_weights(cell) or not serves or not library.CPU.is_usable():
@@ -89,7 +92,7 @@ def _run(cell, carry, inputs, valid, reverse, on_gpu):
     return (c_n, h_n), y
 
 
-def _is_known(shape: tuple[Any, ...]) -> bool:
+def _has_static_sizes(shape: tuple[Any, ...]) -> bool:
     return all(isinstance(size, int) for size in shape)
 
 

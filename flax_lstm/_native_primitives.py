@@ -40,8 +40,8 @@ from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
 # The largest kRows of native/vectors.h, and kRowsAtOnce of native/backward.h.
-_MOST_ROWS_A_TILE = 6
-_ROWS_A_CHUNK = 128
+_MAX_TILE_ROWS = 6
+_CHUNK_ROWS = 128
 
 # Which arguments of `backward_p` are the saved gates.
 _KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + NUM_GATES)
@@ -115,8 +115,8 @@ def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
     """An upper bound on what `Backward::scratch_size` asks for."""
     steps, batch, inputs = x.shape
     units = kernel.shape[-1]
-    most_inputs = inputs + units + _MOST_ROWS_A_TILE
-    return (steps * batch + _ROWS_A_CHUNK) * most_inputs
+    most_inputs = inputs + units + _MAX_TILE_ROWS
+    return (steps * batch + _CHUNK_ROWS) * most_inputs
 
 
 forward_p = primitive_with_reference("flax_lstm_forward", native_reference.forward)

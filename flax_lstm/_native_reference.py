@@ -65,7 +65,7 @@ def forward(x, *others, options):
 
 @as_precise
 def forward_keeping(x, *others, options):
-    """The same, and `Kept` without m."""
+    """As `forward`, followed by the five arrays of `Kept` without m."""
     weights, (h_0, c_0, *valid) = _weights(others, biased=True)
     (c_n, h_n), y, kept = fused.forward(
         options.reverse, weights, x, _given(valid), (c_0, h_0), keep=True

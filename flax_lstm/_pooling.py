@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flax_lstm._dtypes import at_least_float32
-from flax_lstm._initializers import torch_linear
+from flax_lstm._initializers import torch_uniform
 
 
 def last_step(output: jax.Array, lengths: jax.Array | None) -> jax.Array:
@@ -59,7 +59,7 @@ class AttentionPooling(nn.Module):
         # Also the projection: its bias's gradient is a sum over all steps and rows of
         # terms that nearly cancel.
         accurate = at_least_float32(output.dtype)
-        init = torch_linear(width)
+        init = torch_uniform(width)
         projection = nn.Dense(
             width,
             kernel_init=init,

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import Carry
-from flax_lstm._compiled_once import keepable
+from flax_lstm._compiled_once import cacheable
 
 Recurrence = Callable[..., tuple[Carry, jax.Array]]
 
 
-@keepable()
+@cacheable()
 def scan_over_time(
     cell: Any,
     carry: Carry,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import Carry
-from flax_lstm._compiled_once import keepable_like
+from flax_lstm._compiled_once import cacheable_like
 from flax_lstm._recurrence import Recurrence, with_varying_axes_of
 
 
@@ -19,7 +19,7 @@ def remat_over_time(recur: Recurrence) -> Recurrence:
     layer's inputs and outputs grows with √T instead of T.
     """
 
-    @keepable_like(recur)
+    @cacheable_like(recur)
     def run(
         cell: Any,
         carry: Carry,

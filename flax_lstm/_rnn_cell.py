@@ -20,7 +20,7 @@ class RNNCell(HiddenStateCell, nn.SimpleCell):
 
     with `activation_fn` for tanh.
 
-    Attributes (beside those of `flax.linen.SimpleCell`):
+    Attributes (in addition to those of `flax.linen.SimpleCell`):
         use_bias: whether the bias `i/bias` exists.
 
     Example:

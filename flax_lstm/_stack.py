@@ -15,11 +15,11 @@ from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
-from flax_lstm._compiled_once import Function, compiled_once, is_keepable, reads_of
+from flax_lstm._compiled_once import Function, compiled_once, is_cacheable, reads_of
 from flax_lstm._initializers import (
     named,
     torch_recurrent_bias,
-    torch_recurrent_kernel,
+    torch_uniform,
 )
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
@@ -28,7 +28,7 @@ from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
 # Identical layers are traced once.
-scan_known_layers = compiled_once(scan_over_time, static=("reverse",), named=False)
+scan_compiled_once = compiled_once(scan_over_time, static=("reverse",), named=False)
 
 
 def warn_of_idle_dropout(module: Any) -> None:
@@ -74,8 +74,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         "bias_init",
     )
     implementations: ClassVar[Mapping[str, Recurrence]] = {
-        "auto": scan_known_layers,
-        "scan": scan_known_layers,
+        "auto": scan_compiled_once,
+        "scan": scan_compiled_once,
     }
     stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {}
 
@@ -133,7 +133,7 @@ class RecurrentStack(nn.Module, kw_only=True):
     @nn.nowrap
     def initializers(self) -> dict[str, Any]:
         """The initializers that every cell takes, by the cell's names for them."""
-        kernel = torch_recurrent_kernel(self.hidden_size)
+        kernel = torch_uniform(self.hidden_size)
         bias = torch_recurrent_bias(self.hidden_size)
         return {
             "kernel_init": self.initializer_of("kernel_init", kernel),
@@ -144,8 +144,8 @@ class RecurrentStack(nn.Module, kw_only=True):
         }
 
     @property
-    def _rows(self) -> int:
-        """Rows of a state array, L·D."""
+    def _num_cells(self) -> int:
+        """L·D, which is also the length of a state array's first axis."""
         return int(self.num_layers) * (2 if self.bidirectional else 1)
 
     @property
@@ -194,7 +194,7 @@ class RecurrentStack(nn.Module, kw_only=True):
             lengths,
             batch_first=batch_first,
             dtype=dtype,
-            rows=self._rows,
+            num_cells=self._num_cells,
             sizes=self.state_sizes,
             dtypes=self.cell_class.state_dtypes(dtype),
         )
@@ -226,11 +226,11 @@ class RecurrentStack(nn.Module, kw_only=True):
     def _stack_recurrence(self) -> StackRecurrence:
         run = self.recurrence
         if self.implementation in self.stack_implementations:
-            return compiled_once(run) if is_keepable(run) else run
+            return compiled_once(run) if is_cacheable(run) else run
         # Nothing is differentiated while parameters are created.
         remat = self.remat and not self.is_initializing()
-        if is_keepable(run):
-            return compiled_once(_known_one_by_one(run, remat))
+        if is_cacheable(run):
+            return compiled_once(_cached_one_by_one(run, remat))
         return _one_by_one(run, remat)
 
     @property
@@ -242,7 +242,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     @nn.nowrap
     def reads(self) -> Hashable:
-        """What a `keepable` implementation reads besides its arguments."""
+        """What a `cacheable` implementation reads besides its arguments."""
         return reads_of(self.recurrence)(self)
 
     @nn.nowrap
@@ -294,11 +294,12 @@ class RecurrentStack(nn.Module, kw_only=True):
         batch = self._batch_of(x)
         names = tuple(f"{name}_0" for name in self.cell_class.state_names)
         state = check.as_states(names, hx)
-        rows = self._rows
+        num_cells = self._num_cells
         arrays = []
         for name, size, value in zip(names, self.state_sizes, state, strict=True):
             array = check.as_floating_array(name, value)
-            expected = (rows, batch, size) if x.ndim == 3 else (rows, size)
+            lead = (num_cells, batch) if x.ndim == 3 else (num_cells,)
+            expected = (*lead, size)
             check.require_shape(name, array, expected)
             arrays.append(array)
         return tuple(arrays)
@@ -321,4 +322,4 @@ def _one_by_one(recur: Recurrence, remat: bool) -> StackRecurrence:
     return layer_by_layer(remat_over_time(recur) if remat else recur)
 
 
-_known_one_by_one = functools.cache(_one_by_one)
+_cached_one_by_one = functools.cache(_one_by_one)

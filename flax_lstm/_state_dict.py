@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from flax_lstm._validation import shown
+
 
 def read_state_dict(source: Any) -> dict[str, np.ndarray]:
     """The arrays of a mapping, or of a `.safetensors` file; nothing is unpickled.
@@ -27,7 +29,7 @@ def read_state_dict(source: Any) -> dict[str, np.ndarray]:
     hint = "; pass its state_dict()" if hasattr(source, "state_dict") else ""
     raise TypeError(
         f"state_dict: expected a mapping of names to arrays, or the path of a "
-        f".safetensors file, got {type(source).__name__}{hint}"
+        f".safetensors file, got {shown(source)}{hint}"
     )
 
 
@@ -75,7 +77,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 def require_string(argument: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a string, got a {type(value).__name__}")
+        raise TypeError(f"{argument}: expected a string, got {shown(value)}")
 
 
 def require_floating(argument: str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -115,8 +117,8 @@ def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     if not isinstance(params, Mapping):
         raise TypeError(
-            f"params: expected a mapping of names, the tree under 'params', got a "
-            f"{type(params).__name__}"
+            f"params: expected a mapping of names, the tree under 'params', got "
+            f"{shown(params)}"
         )
     if params.keys() == {"params"}:
         raise ValueError(

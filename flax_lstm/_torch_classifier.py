@@ -121,7 +121,8 @@ def classifier_params_to_torch(
     Args:
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
             `RNNClassifier`.
-        head: the name of the Linear in torch, such as `'fc'`.
+        head: the name of the Linear in torch, such as `'fc'`; the default is spelt as
+            in the study notes behind this project.
         stack: the name of the LSTM, GRU or RNN in torch; by default `lstm`, `gru` or
             `rnn`.
 

@@ -19,7 +19,7 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     gate n are two here as well, and are left alone.
 
     Chain it after whatever computes the step's direction and before any weight decay,
-    which torch applies to each bias and so once to their sum:
+    which torch applies to each bias and so once to their sum::
 
         optax.chain(optax.scale_by_adam(), scale_by_torch_biases(),
                     optax.add_decayed_weights(1e-2), optax.scale_by_learning_rate(1e-3))

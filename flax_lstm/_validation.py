@@ -34,7 +34,7 @@ def _require_int(name: str, value: Any, expected: str) -> None:
             raise TypeError
         operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}") from None
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
 
 
 def require_probability(name: str, value: Any) -> None:
@@ -54,7 +54,7 @@ def require_number(name: str, value: Any) -> None:
 
 def _require_real(name: str, value: Any, expected: str) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}")
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def require_bool(name: str, value: Any) -> None:
@@ -66,7 +66,7 @@ def require_bool(name: str, value: Any) -> None:
                 "; under jax.jit name it in static_argnames, or set it inside of the "
                 "function"
             )
-        raise TypeError(f"{name}: expected True or False, got {_shown(value)}{hint}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}{hint}")
 
 
 def require_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
@@ -90,12 +90,21 @@ def require_floating_dtype(name: str, value: Any) -> None:
         )
 
 
+def require_float32(dtype: Any, implementation: str) -> None:
+    """Raises a ValueError unless `implementation` computes in `dtype`."""
+    if jnp.dtype(dtype) != jnp.float32:
+        raise ValueError(
+            f"dtype: expected float32 with implementation={implementation!r}, which "
+            f"supports no other, got {jnp.dtype(dtype)}"
+        )
+
+
 def require_initializer(name: str, value: Any) -> None:
     """`value` is None, or a function of a key, a shape and a dtype."""
     if value is not None and not callable(value):
         raise TypeError(
             f"{name}: expected an initializer, such as nn.initializers.zeros or "
-            f"nn.initializers.lecun_normal(), or None, got {_shown(value)}"
+            f"nn.initializers.lecun_normal(), or None, got {shown(value)}"
         )
 
 
@@ -113,7 +122,7 @@ def as_floating_array(name: str, value: Any) -> jax.Array:
             why = "; pass the padded array, and its lengths as seq_lengths="
         raise TypeError(
             f"{name}: expected an array of floating-point numbers, got "
-            f"{_shown(value)}{why}"
+            f"{shown(value)}{why}"
         ) from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -150,11 +159,13 @@ def as_states(names: Sequence[str], state: Any) -> tuple[Any, ...]:
     one = len(names) == 1
     expected = f"an array {names[0]}" if one else f"a tuple ({', '.join(names)})"
     if isinstance(state, (tuple, list)) is one:
-        raise TypeError(f"hx: expected {expected}, got {_shown(state)}")
+        raise TypeError(f"hx: expected {expected}, got {shown(state)}")
     if one:
         return (state,)
     if len(state) != len(names):
-        raise ValueError(f"hx: expected {expected}, got {len(state)} entries")
+        raise ValueError(
+            f"hx: expected {expected}, got {shown(state)} of length {len(state)}"
+        )
     return tuple(state)
 
 
@@ -185,7 +196,7 @@ def as_lengths(
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
     if array.shape != (batch,):
         raise ValueError(f"{name}: expected shape ({batch},), got {array.shape}")
-    if _has_known_values(array):
+    if _is_concrete(array):
         values = np.asarray(array)
         outside = np.flatnonzero((values < 0) | (values > steps))
         if outside.size:
@@ -215,13 +226,13 @@ def _as_array(value: Any) -> Any:
         return np.asarray(None)
 
 
-def _has_known_values(array: Any) -> bool:
+def _is_concrete(array: Any) -> bool:
     if isinstance(array, jax.core.Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`value` in an error: short things as they are, others by their type."""
     if isinstance(value, (int, float, complex, bool, str, type(None))):
         return f"{value!r}"

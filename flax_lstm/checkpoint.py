@@ -194,8 +194,9 @@ def load_classifier(
     process's first device, whatever number and kind of devices wrote it.
 
     Args:
-        path: the folder of the checkpoints, such as the `--workdir` of
-            `python -m experiments.mnist`.
+        path: the folder of the checkpoints, which is the `--workdir` of
+            `python -m experiments.mnist`. (For weights of a program of your own use
+            Orbax; see the guide.)
         step: which checkpoint; None is the newest.
 
     Returns:
@@ -242,7 +243,7 @@ def _reader(path):
 
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(
-            f"path: expected a folder of checkpoints, got a {type(path).__name__}"
+            f"path: expected a folder of checkpoints, got {check.shown(path)}"
         )
     if not os.path.isdir(path):
         shown = os.fspath(path) or "''"
@@ -263,13 +264,13 @@ def _reader(path):
         ),
     )
     logger = logging.getLogger("absl")
-    logger.addFilter(_is_no_news)
+    logger.addFilter(_is_not_read_only_warning)
     try:
         return ocp.CheckpointManager(os.path.abspath(path), options=options)
     finally:
-        logger.removeFilter(_is_no_news)
+        logger.removeFilter(_is_not_read_only_warning)
 
 
-def _is_no_news(record: logging.LogRecord) -> bool:
-    """False for Orbax's warning that a folder is read-only, which was asked for."""
+def _is_not_read_only_warning(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warning that a folder is read-only, which was asked for."""
     return "read only" not in str(record.msg)

@@ -124,7 +124,7 @@ def test_a_step_is_an_integer(step, tmp_path):
 
 
 def test_a_path_is_a_folder_of_checkpoints(tmp_path):
-    with pytest.raises(TypeError, match=r"^path: expected a folder .*, got a NoneType"):
+    with pytest.raises(TypeError, match=r"^path: expected a folder .*, got None"):
         load_classifier(None)
     with pytest.raises(FileNotFoundError, match=r"^path: expected a folder .*, got ''"):
         load_classifier("")

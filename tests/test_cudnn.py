@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm, _cudnn_primitives
-from flax_lstm._cudnn_weights import Sizes, join, split
+from flax_lstm._cudnn_weights import CudnnOptions, join, split
 from flax_lstm._lstm_weights import Weights
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741
@@ -33,15 +33,15 @@ def cudnn(monkeypatch):
 
 @pytest.fixture
 def calls(cudnn, monkeypatch):
-    """The sizes of every layer or layers that are run at once."""
+    """The options of every layer or layers that are run at once."""
     seen = []
     primitive = _cudnn_lstm.forward_p
 
     class Counted:
         @staticmethod
-        def bind(*arrays, sizes):
-            seen.append(sizes)
-            return primitive.bind(*arrays, sizes=sizes)
+        def bind(*arrays, options):
+            seen.append(options)
+            return primitive.bind(*arrays, options=options)
 
     monkeypatch.setattr(_cudnn_lstm, "forward_p", Counted)
     return seen
@@ -104,11 +104,11 @@ def test_dropouts_masks_are_the_other_implementations(cudnn):
 def test_one_call_takes_all_layers_that_have_no_dropout_between_them(calls):
     lstm, x, variables = setting(layers=3, dropout=0.4, bidirectional=True)
     lstm.apply(variables, x)
-    assert [sizes.num_layers for sizes in calls] == [3]
+    assert [options.num_layers for options in calls] == [3]
     calls.clear()
     lstm.apply(variables, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    assert [sizes.num_layers for sizes in calls] == [1, 1, 1]
-    assert [sizes.input_size for sizes in calls] == [I, 2 * H, 2 * H]
+    assert [options.num_layers for options in calls] == [1, 1, 1]
+    assert [options.input_size for options in calls] == [I, 2 * H, 2 * H]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_tf32_is_what_the_products_precision_says(calls, chosen, precision):
     lstm, x, variables = setting()
     with jax.default_matmul_precision(chosen):
         lstm.apply(variables, x)
-    assert [sizes.precision for sizes in calls] == [jax.lax.Precision[precision]]
+    assert [options.precision for options in calls] == [jax.lax.Precision[precision]]
 
 
 def test_bfloat16_products_are_refused(cudnn):
@@ -251,7 +251,7 @@ def test_a_pullback_can_be_called_again(cudnn, compiled):
 def test_the_calls_are_told_how_arrays_lie(cudnn):
     """XLA, which is not told by JAX, gave a transposed input as it lay."""
     told = {"forward": 5 + 3, "forward_keeping": 5 + 3, "backward": 6 + 3 + 4}
-    sizes = Sizes(I, H, 2, 0.0, False, jax.lax.Precision.HIGHEST)
+    options = CudnnOptions(I, H, 2, 0.0, False, jax.lax.Precision.HIGHEST)
     vector = jax.ShapeDtypeStruct((4 * H * (I + H + 2) + 4 * H * (2 * H + 2),), "f4")
     x, y = (jax.ShapeDtypeStruct((B, T, size), "f4") for size in (I, H))
     state = jax.ShapeDtypeStruct((2, B, H), "f4")
@@ -262,16 +262,16 @@ def test_the_calls_are_told_how_arrays_lie(cudnn):
         "forward_keeping": (arguments, {"kept_size": kept.size}),
         "backward": ((*arguments, y, kept, y, state, state), {}),
     }
-    for name, (operands, options) in calls.items():
+    for name, (operands, others) in calls.items():
         call = getattr(_cudnn_primitives, f"_call_{name}")
-        run = partial(call, sizes=sizes, **options)
+        run = partial(call, options=options, **others)
         text = str(jax.make_jaxpr(run)(*operands))
         assert text.count("layout_constraint") == told[name], text
 
 
 def test_weights_as_one_vector_and_back():
     keys = iter(jax.random.split(jax.random.key(0), 6 * 12))
-    sizes = Sizes(I, H, 3, 0.0, True, jax.lax.Precision.HIGHEST)
+    options = CudnnOptions(I, H, 3, 0.0, True, jax.lax.Precision.HIGHEST)
     cells = [
         Weights(
             x=tuple(jax.random.normal(next(keys), (wide, H)) for _ in range(4)),
@@ -281,21 +281,21 @@ def test_weights_as_one_vector_and_back():
         )
         for wide in (I, I, 2 * H, 2 * H, 2 * H, 2 * H)
     ]
-    again = split(join(cells), sizes)
+    again = split(join(cells), options)
     jax.tree.map(np.testing.assert_array_equal, again, cells)
 
 
 def test_a_meaning_keeps_nothing_that_cudnn_could_take_for_its_own():
-    sizes = Sizes(I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
+    options = CudnnOptions(I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
     state = jnp.ones((1, B, H))
     weights = jnp.ones(4 * H * (I + H + 2))
     arguments = (jnp.ones((B, T, I)), state, state, weights, jnp.full(B, T))
     *results, kept = _cudnn_primitives.forward_keeping(
-        *arguments, sizes=sizes, kept_size=7
+        *arguments, options=options, kept_size=7
     )
     assert kept.shape == (7,)
     assert jnp.isnan(kept).all()
-    assert_same(tuple(results), _cudnn_primitives.forward(*arguments, sizes=sizes))
+    assert_same(tuple(results), _cudnn_primitives.forward(*arguments, options=options))
 
 
 def test_symbolic_sizes_are_refused(cudnn):

@@ -286,7 +286,13 @@ CALLS = [
         r"hx: expected a tuple \(h_0, c_0\), got an array of shape \(1, 3, 6\)",
     ),
     ({}, X, {"hx": {"h": S, "c": S}}, TypeError, r"hx: .*\(h_0, c_0\), got a dict"),
-    ({}, X, {"hx": (S, S, S)}, ValueError, r"hx: .*\(h_0, c_0\), got 3 entries"),
+    (
+        {},
+        X,
+        {"hx": (S, S, S)},
+        ValueError,
+        r"hx: .*\(h_0, c_0\), got a tuple of length 3",
+    ),
     (
         {},
         X,

@@ -40,20 +40,53 @@ def test_importing_the_package_brings_in_none_of_the_heavy_packages():
 def test_data_flows_one_way_as_the_readme_says():
     design = (ROOT / "README.md").read_text().partition("## Design")[2]
     rows = [line for line in design.splitlines() if line.startswith("| `")]
-    order = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
-    paths = {path.stem: path for path in (ROOT / "flax_lstm").glob("*.py")}
-    del paths["__init__"]
-    assert sorted(order) == sorted(paths)
-    for name, path in paths.items():
-        later = [n for n in imported(path) if order.index(n) >= order.index(name)]
-        assert not later, f"{name} imports {later}"
+    order = [n for row in rows for n in re.findall(r"`([\w/]+)`", row.split("|")[1])]
+    require_one_way("flax_lstm", order)
 
 
-def imported(path):
-    """Modules of the package that a file of it imports."""
+def test_the_experiments_import_one_way_as_their_docstring_says():
+    described = ast.get_docstring(
+        ast.parse((ROOT / "experiments/__init__.py").read_text())
+    )
+    commands, _, layers = described.partition("Each file below")
+    commands = commands.partition("Commands:")[2]
+    order = re.findall(r"`([\w/]+)`", layers) + re.findall(r"`([\w/]+)`", commands)
+    require_one_way("experiments", order)
+
+
+def require_one_way(package, order):
+    """Every file of `package` is in `order`, itself or its folder, and so are imports.
+
+    A folder stands for all in it: what imports what there is not looked at.
+    """
+    root = ROOT / package
+
+    def place(name):
+        folder = name.split("/")[0]
+        return name if name in order else folder + "/" * (f"{folder}/" in order)
+
+    names = [str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.py")]
+    names = [name for name in names if "__" not in name]
+    assert {place(name) for name in names} == set(order)
+    for name in names:
+        for other in imported(package, root / f"{name}.py"):
+            one, two = place(name), place(other)
+            below = order.index(two) < order.index(one)
+            assert below or (one == two != name), f"{name} imports {other}"
+
+
+def imported(package, path):
+    """Modules of `package` that a file of it imports, such as `native/library`."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            package, _, module = (node.module or "").partition(".")
-            names = [module] if module else [alias.name for alias in node.names]
-            if package == "flax_lstm":
-                yield from (n for n in names if (path.parent / f"{n}.py").is_file())
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        module = node.module or ""
+        if module != package and not module.startswith(f"{package}."):
+            continue
+        base = module[len(package) :].replace(".", "/").lstrip("/")
+        if (ROOT / package / f"{base}.py").is_file():
+            yield base
+        for alias in node.names:
+            name = f"{base}/{alias.name}".lstrip("/")
+            if (ROOT / package / f"{name}.py").is_file():
+                yield name

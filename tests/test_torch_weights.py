@@ -294,7 +294,7 @@ GOOD = {k: v.numpy() for k, v in torch.nn.LSTM(I, H, 2).state_dict().items()}
 
 @pytest.mark.parametrize("prefix", [None, 3])
 def test_a_prefix_is_a_string(prefix):
-    message = "^prefix: expected a string, got a "
+    message = "^prefix: expected a string, got "
     with pytest.raises(TypeError, match=message):
         params_from_torch(GOOD, prefix)
     with pytest.raises(TypeError, match=message):
@@ -650,7 +650,7 @@ def test_a_head_of_another_name_is_read_and_written_by_it():
     message = r"missing classifer\.bias; unexpected classifier\.bias$"
     with pytest.raises(ValueError, match=message):
         classifier_params_from_torch(spelt, head="classifer")
-    with pytest.raises(TypeError, match=r"^head: expected a string, got a int"):
+    with pytest.raises(TypeError, match=r"^head: expected a string, got 3$"):
         classifier_params_from_torch(renamed, head=3)
 
 
@@ -698,9 +698,9 @@ def test_a_stack_of_another_name_is_read_and_written_by_it(kind, name):
     message = rf"^stack: expected '{name}', the name of the LSTM, .*, got 'other'$"
     with pytest.raises(ValueError, match=message):
         classifier_params_from_torch(renamed, stack="other")
-    with pytest.raises(TypeError, match=r"^stack: expected a string, got a int"):
+    with pytest.raises(TypeError, match=r"^stack: expected a string, got 3$"):
         classifier_params_from_torch(renamed, stack=3)
-    with pytest.raises(TypeError, match=r"^stack: expected a string, got a int"):
+    with pytest.raises(TypeError, match=r"^stack: expected a string, got 0$"):
         classifier_params_to_torch(params, stack=0)
 
 

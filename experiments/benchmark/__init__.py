@@ -1,1 +1,1 @@
-"""How fast the stack is, beside Flax's own RNN and torch, all in one run."""
+"""How fast the stack is, compared with Flax's own RNN and torch, all in one run."""

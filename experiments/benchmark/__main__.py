@@ -1,4 +1,4 @@
-"""Times the stack beside Flax's own RNN and torch; see experiments/BENCHMARK.md.
+"""Times the stack against Flax's own RNN and torch; see experiments/BENCHMARK.md.
 
 Example: python -m experiments.benchmark --quick
 """

@@ -86,7 +86,7 @@ class Report:
         return [c for c in self.comparisons if c.section == section]
 
     def write(self, path: str) -> None:
-        """As JSON: environment, and each comparison with its ratios."""
+        """Writes the environment and the comparisons, with their ratios, as JSON."""
         comparisons = []
         for comparison in self.comparisons:
             row = dataclasses.asdict(comparison)

@@ -20,7 +20,7 @@ _STEPS_A_CALL = 10
 
 
 def scaling(seconds: float) -> Iterator[Comparison]:
-    """Strong: one batch over more devices. Weak: so many rows for each device."""
+    """Strong: one batch over more devices. Weak: a fixed number of rows per device."""
     yield _compare(
         f"strong scaling, {_STRONG_ROWS} rows", lambda count: _STRONG_ROWS, seconds
     )

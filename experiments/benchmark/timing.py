@@ -56,7 +56,7 @@ def calls_of(work: Work) -> Calls:
 
 
 def calls_of_made(make: Callable[[], Work]) -> Calls:
-    """The same of work that is made when it is called first."""
+    """The same for work that `make` builds on the first call."""
     made = functools.cache(make)
     return lambda count: _seconds(made(), count)
 

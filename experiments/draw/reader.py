@@ -11,7 +11,6 @@ from experiments.data import choose, digits, mnist
 from experiments.data.dataset import Dataset
 from experiments.errors import RunError
 from experiments.images import decode_digit
-from experiments.pictures.gates import units_by_peak
 from experiments.reading import LayerTrace, read, require_rows_and_lstm
 from experiments.restored import RestoredClassifier
 
@@ -75,7 +74,7 @@ class Reader:
         }
 
     def read_picture(self, file: BinaryIO, name: str) -> dict[str, Any]:
-        """Of a PNG or JPEG of a digit.
+        """What the model reads in a PNG or JPEG of a digit.
 
         Raises:
             ImageError: there is none in it.
@@ -85,10 +84,10 @@ class Reader:
         return self._read(digit)
 
     def read_test(self, index: int) -> dict[str, Any]:
-        """Of a test digit.
+        """What the model reads in the test digit of that index.
 
         Raises:
-            IndexError: there is no such one.
+            IndexError: there is no such digit.
         """
         data = self._data
         if isinstance(data, str):
@@ -133,7 +132,7 @@ class Reader:
         }
 
     def _layer(self, layer: LayerTrace) -> dict[str, Any]:
-        order = units_by_peak(layer)
+        order = layer.units_by_peak()
         # A few units that count far would leave all others pale.
         limit = float(np.percentile(np.abs(layer.c), 99)) or 1.0
         return {

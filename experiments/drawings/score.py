@@ -69,7 +69,7 @@ class Scored:
 
 
 def score(classifier: RestoredClassifier, hands: int) -> Scored:
-    """Brings all drawings of so many hands to the model's form, and reads them."""
+    """Brings the drawings of `hands` hands to the model's form, and reads them."""
     drawings = draw_all(hands)
     form = classifier.form
     forms = np.stack(

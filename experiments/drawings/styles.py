@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from experiments.drawings.shapes import SHAPES, Stroke
 
-_FINER = 4  # Drawn so many times larger, then averaged: smooth edges.
+_FINER = 4  # Drawn larger by this factor, then averaged: smooth edges.
 
 
 @dataclasses.dataclass(frozen=True)

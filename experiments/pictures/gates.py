@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.pictures.png import save_png
 from experiments.prediction import Prediction
-from experiments.reading import LayerTrace, Reading
+from experiments.reading import Reading
 
 _NAMES = {
     "i": "input gate",
@@ -34,7 +34,7 @@ def save_gates(reading: Reading, shown: Prediction, path: str) -> None:
     states = np.concatenate([layer.c.ravel() for layer in reading.layers])
     limit = float(np.percentile(np.abs(states), 99)) or 1.0
     for line, layer in zip(grid, reading.layers, strict=True):
-        order = units_by_peak(layer)
+        order = layer.units_by_peak()
         for axes, (name, title) in zip(line, _NAMES.items(), strict=True):
             gate = name != "c"
             painted = axes.imshow(
@@ -54,11 +54,6 @@ def save_gates(reading: Reading, shown: Prediction, path: str) -> None:
                 bar.ax.tick_params(labelsize=7)
         line[0].set_ylabel("row", fontsize=8)
     save_png(figure, path)
-
-
-def units_by_peak(layer: LayerTrace) -> np.ndarray:
-    """The units (H,), those first whose cell state is largest in an early row."""
-    return np.argsort(np.abs(layer.c).argmax(axis=0), kind="stable")
 
 
 def _draw_answers(figure, reading, shown):

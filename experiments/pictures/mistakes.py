@@ -41,7 +41,7 @@ def save_mistakes(answers: Answers, data: Dataset, path: str) -> None:
 
 
 def _axes(figure, place, above, high):
-    """In the cell of that number, with so many inches above, and so high."""
+    """Axes in cell `place`, `above` inches below its top and `high` inches high."""
     row, column = divmod(place, _COLUMNS)
     total = figure.get_figheight()
     bottom = total - _TITLE - _ROW * row - above - high

@@ -34,7 +34,7 @@ struct Layer {
   bool reverse;
   const bool* valid;  // (T, B), or null if every step counts.
   // How many threads, and whether they divide up the units of all rows, which costs a
-  // barrier at every step, or the rows, in so many parts.
+  // barrier at every step, or the rows, in `parts` parts.
   int64_t threads, parts;
   bool by_units;
 

@@ -177,7 +177,7 @@ __device__ inline float tanh_near_zero(float x) {
   return x + x * (square * rest);
 }
 
-__device__ inline float tangent(float x) {
+__device__ inline float fast_tanh(float x) {
   const float far = 2.0f * sigmoid(2.0f * x) - 1.0f;
   return fabsf(x) < kNearZero ? tanh_near_zero(x) : far;
 }

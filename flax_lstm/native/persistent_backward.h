@@ -75,7 +75,7 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
       const auto [i, f, g, o, c, d_y, counts] = of_step[n];
       float gradients[kGates] = {};
       if (counts) {
-        const float tanh_c = tangent(f * c + i * g), d_h_now = d_h[n] + d_y;
+        const float tanh_c = fast_tanh(f * c + i * g), d_h_now = d_h[n] + d_y;
         const float d_c_now = d_c[n] + d_h_now * o * (1.0f - tanh_c * tanh_c);
         gradients[0] = d_c_now * g * i * (1.0f - i);
         gradients[1] = d_c_now * c * f * (1.0f - f);

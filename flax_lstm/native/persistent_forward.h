@@ -93,7 +93,7 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
       if (gate != owner) continue;
       if (keeps && r < rows) layer.to_keep[kGates][here] = c[n];
       const float new_c = gates[1] * c[n] + gates[0] * gates[2];
-      const float new_h = gates[3] * tangent(new_c);
+      const float new_h = gates[3] * fast_tanh(new_c);
       if (counts[n]) {
         c[n] = new_c;
         own_h[n] = new_h;

@@ -15,7 +15,6 @@ from experiments.model_input import ModelInput
 from experiments.pictures import curves
 from experiments.pictures.confusion import counts_of, save_confusion
 from experiments.pictures.curves import save_curves
-from experiments.pictures.gates import units_by_peak
 from experiments.pictures.mistakes import save_mistakes
 from experiments.pictures.png import save_png
 from experiments.reading import LayerTrace
@@ -154,7 +153,7 @@ def test_many_runs_with_long_names_stay_apart(tmp_path, monkeypatch):
 
 def test_units_are_sorted_by_the_row_of_their_peak():
     c = np.array([[0.1, -3.0, 0.0], [0.0, 1.0, 0.2], [-0.5, 0.0, 0.1]])
-    assert units_by_peak(LayerTrace("layer_0", c, c, c, c)).tolist() == [1, 2, 0]
+    assert LayerTrace("layer_0", c, c, c, c).units_by_peak().tolist() == [1, 2, 0]
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
