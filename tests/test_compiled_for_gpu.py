@@ -27,6 +27,8 @@ if "JAX_SKIP_CUDA_CONSTRAINTS_CHECK" not in os.environ:
     )
 
 T, B, I, H = 28, 100, 28, 128  # noqa: E741
+# Elements of what cuDNN saves; as no other array has.
+KEPT = 2003
 
 # As a machine with an H100, CUDA 13 and cuDNN 9.12 would describe itself.
 H100 = """
@@ -93,7 +95,7 @@ def h100(monkeypatch):
     monkeypatch.setattr(_persistent_lstm, "most_units", lambda: 128)
     monkeypatch.setattr(_cudnn_lstm, "_require_gpu", lambda: None)
     sizes = "compute_rnn_workspace_reserve_space_sizes"
-    monkeypatch.setattr(rnn.gpu_rnn, sizes, lambda *_: (1000, 2000))
+    monkeypatch.setattr(rnn.gpu_rnn, sizes, lambda *_: (1000, KEPT))
     described = topologies.get_topology_desc(
         platform="cuda", topology_name="h100", topology="1x1x1", target_config=H100
     )
@@ -119,9 +121,23 @@ def shapes(lstm, batch_first):
     return jax.eval_shape(lstm.init, jax.random.key(0), x), x
 
 
-def loss(lstm, variables, x, lengths=None):
-    y, (h, c) = lstm.apply(variables, x, seq_lengths=lengths)
+def of_all(y, h, c):
     return (y**2).sum() + (h * c).sum()
+
+
+def loss(lstm, variables, x, lengths=None, of=of_all):
+    y, (h, c) = lstm.apply(variables, x, seq_lengths=lengths)
+    return of(y, h, c)
+
+
+# Where a loss does not read, gradients are zeros, which XLA knows.
+LOSSES = {
+    "all": of_all,
+    "final_h": lambda y, h, c: (h[-1] ** 2).sum(),
+    "final_c": lambda y, h, c: (c**2).sum(),
+    "last_step": lambda y, h, c: (y[-1] ** 2).sum(),
+    "inner_steps": lambda y, h, c: (y[3:9, :, 5:] ** 2).sum(),
+}
 
 
 @pytest.mark.parametrize("with_lengths", [False, True])
@@ -151,11 +167,12 @@ def test_arrays_lie_as_they_are_read(batch_first, with_lengths, implementation, 
         assert set(layouts) <= {"2,1,0", "1,0"}, (results, defined)
 
 
-def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(h100):
+@pytest.mark.parametrize("of", LOSSES.values(), ids=LOSSES)
+def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(of, h100):
     lstm = StackedLSTM(I, H, 2, implementation="cudnn")
 
     def twice(variables, x):
-        value, pullback = jax.vjp(partial(loss, lstm), variables, x)
+        value, pullback = jax.vjp(partial(loss, lstm, of=of), variables, x)
         return pullback(value), pullback(2 * value)
 
     text = compiled(twice, h100, *shapes(lstm, batch_first=False))
@@ -165,6 +182,24 @@ def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(h100):
     kept = 8  # Behind three gradients, x, h_0, c_0, weights and y.
     assert operands[0][kept] != operands[1][kept]
     assert operands[0][kept - 1] == operands[1][kept - 1]
+    # In place for one of them.
+    assert len(copies_of_what_is_kept(text)) == 1
+
+
+def test_one_call_backward_copies_nothing_that_cudnn_writes(h100):
+    lstm = StackedLSTM(I, H, 2, implementation="cudnn")
+    gradient = jax.grad(partial(loss, lstm))
+    text = compiled(gradient, h100, *shapes(lstm, batch_first=False))
+    assert not copies_of_what_is_kept(text)
+
+
+def copies_of_what_is_kept(text):
+    """Instructions that write all of its elements: any but an update in place."""
+    called = re.findall(rf"^  %\S+ = f32\[{KEPT}\]\S* (\w[\w-]*)\(", text, re.M)
+    updates = re.findall(rf"ROOT \S+ = f32\[{KEPT}\]\S* dynamic-update-slice", text)
+    others = [name for name in called if name not in ("parameter", "get-tuple-element")]
+    assert others.count("fusion") == len(updates) > 0
+    return [name for name in others if name != "fusion"]
 
 
 def test_a_step_by_the_persistent_kernels_is_started_at_once(kernels, h100, tmp_path):
