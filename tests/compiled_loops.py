@@ -4,6 +4,7 @@ They lie where only the tests that ask for them look: for all others 'auto' is w
 is for a user who has compiled nothing.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import shutil
@@ -31,12 +32,15 @@ def compile_for_all():
     os.environ[_ROOT] = str(root)
     os.environ[_CACHE] = str(root / "compiled")
     compiler, *_ = library.CPU.compiler_command()
+    building = []
     if shutil.which(compiler):
-        library.CPU.build()
+        building.append(library.CPU)
     else:
         os.environ[_REFUSED] = f"native loops need a C++ compiler, {compiler}"
     if library.GPU.made_for() and shutil.which(library.GPU.compiler_command()[0]):
-        library.GPU.build()
+        building.append(library.GPU)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(library.Library.build, building))
     os.environ[_CACHE] = str(root / "nothing")
     return root
 

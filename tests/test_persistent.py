@@ -267,7 +267,8 @@ def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
     assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
     monkeypatch.setattr(sys, "path", [str(tmp_path / "of jax")])
     importlib.invalidate_caches()
-    assert library.GPU.compiler_command() == [str(program), "-arch=native"]
+    libraries = f"-L{tmp_path / 'of jax' / 'nvidia' / 'cu13' / 'lib'}"
+    assert library.GPU.compiler_command() == [str(program), libraries, "-arch=native"]
     monkeypatch.setenv("PATH", str(program.parent))
     assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
 
@@ -281,6 +282,23 @@ def test_kernels_for_no_gpu_are_not_compiled(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "--gpu: expected a machine with an NVIDIA"
     )
+
+
+def test_kernels_for_another_gpu_are_an_error(tmp_path, monkeypatch):
+    """nvcc goes on where it finds no GPU, as in some containers, for an old one."""
+    nvcc = tmp_path / "nvcc"
+    warning = (
+        "nvcc warning : Cannot find valid GPU for '-arch=native', default arch is used"
+    )
+    nvcc.write_text(f'#!/bin/sh\necho "{warning}" >&2\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path / "loops"))
+    with pytest.raises(
+        library.BuildError, match=r"(?s)finds this machine's GPU, .*default"
+    ):
+        library.GPU.build()
+    assert not library.GPU.path().exists()
 
 
 def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):

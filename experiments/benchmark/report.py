@@ -104,6 +104,13 @@ class Report:
         write_whole({path: (json.dumps(content, indent=1) + "\n").encode()})
 
 
+def line(comparison: Comparison) -> str:
+    """The values of one comparison, for a log."""
+    values = [f"{name} {_number(value)}" for name, value in comparison.values.items()]
+    found = ", ".join([*values, *(f"{n} not measured" for n in comparison.missing)])
+    return f"{comparison.section}, {comparison.work} ({comparison.unit}): {found}"
+
+
 def table(comparisons: list[Comparison]) -> str:
     """A Markdown table: a row for each comparison, values and then ratios."""
     names = list(dict.fromkeys(n for c in comparisons for n in c.values))

@@ -15,7 +15,7 @@ import jax
 from experiments.allocator import keep_freed_memory
 from experiments.benchmark import figure, scaling, sections, summary
 from experiments.benchmark.ours import has_native_loops
-from experiments.benchmark.report import Comparison, Report, table
+from experiments.benchmark.report import Comparison, Report, line, table
 from experiments.devices import claim_cores
 from experiments.errors import RunError, naming
 from experiments.whole_file import require_writable
@@ -99,6 +99,7 @@ def _measure(
             minutes = (time.perf_counter() - start) / 60
             report.environment["minutes"] = round(minutes, 1)
             report.write(f"{output}.json")
+            print(line(comparison), flush=True)
         for section in dict.fromkeys(c.section for c in found):
             rows = [c for c in found if c.section == section]
             print(f"\n{table(rows)}", flush=True)

@@ -50,6 +50,8 @@ class Library:
         targets: XLA's name for each loop, and its symbol in the file.
         made_for: returns what else the file depends on, the processor or the GPUs.
         command: the command that compiles the loops.
+        compiled_for_another: what a compiler says that went on without the machine's
+            own device.
     """
 
     implementation: str
@@ -62,6 +64,7 @@ class Library:
     targets: Mapping[str, str]
     made_for: Callable[[], str]
     command: str
+    compiled_for_another: str | None = None
 
     def path(self) -> pathlib.Path:
         """Where the loops for this machine lie once they are compiled.
@@ -198,11 +201,17 @@ class Library:
                 f"{variable}: expected a compiler, got {compiler[0]!r} "
                 f"({error.strerror}); install {self.needs} or set {variable}"
             ) from error
+        said = done.stderr.decode(errors="replace").strip()
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()
             raise BuildError(
                 f"{variable}: expected a C++20 compiler, got exit status "
                 f"{done.returncode} from `{shlex.join(command)}`:\n{said}"
+            )
+        if self.compiled_for_another and self.compiled_for_another in said:
+            raise BuildError(
+                f"{variable}: expected a compiler that finds this machine's GPU, got "
+                f"from `{shlex.join(command)}`:\n{said}\nName the GPU's kind, as in "
+                f"{variable}='{compiler[0]} -arch=sm_90' for an H100"
             )
         if not to.is_file():
             raise BuildError(
@@ -316,16 +325,20 @@ def _gpus() -> str:
     return "" if done.returncode else "\n".join(sorted(done.stdout.splitlines()))
 
 
-def _nvcc() -> str:
-    """Path of nvcc: a toolkit's, or that in JAX's CUDA packages (from CUDA 13 on)."""
+def _nvcc() -> list[str]:
+    """nvcc: a toolkit's, or that in JAX's CUDA packages (from CUDA 13 on)."""
     if shutil.which("nvcc"):
-        return "nvcc"
+        return ["nvcc"]
     packages = importlib.util.find_spec("nvidia")
     places = (packages and packages.submodule_search_locations) or ()
     found = [
         path for place in places for path in pathlib.Path(place).glob("cu1*/bin/nvcc")
     ]
-    return str(max(found)) if found else "nvcc"
+    if not found:
+        return ["nvcc"]
+    # CUDA 13.0's looks for libraries in lib64, which its package calls lib.
+    nvcc = max(found)
+    return [str(nvcc), f"-L{nvcc.parents[1] / 'lib'}"]
 
 
 CPU = Library(
@@ -355,7 +368,7 @@ GPU = Library(
     platform="CUDA",
     source="lstm.cu",
     compiler_variable="NVCC",
-    compiler=lambda: f"{shlex.quote(_nvcc())} -arch=native",
+    compiler=lambda: shlex.join([*_nvcc(), "-arch=native"]),
     needs="CUDA's nvcc (which JAX's extra cuda13 brings) and a C++ compiler",
     options=("-std=c++20", "-O3", "-ftz=true", "-Xcompiler=-fPIC", "-shared"),
     targets={
@@ -365,4 +378,5 @@ GPU = Library(
     },
     made_for=_gpus,
     command="python -m flax_lstm.native --gpu",
+    compiled_for_another="default arch is used",
 )
