@@ -340,6 +340,6 @@ def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
     assert done.returncode == 0, done.stderr
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr)]
     assert len(spilled) == 36  # Three kernels by four numbers of rows by three sizes.
-    # Some of what is read ahead, of the largest; a thread's weights would be 192 bytes
+    # Some of what is read ahead, of the largest; a thread's weights would be 176 bytes
     # and more beside it.
-    assert max(spilled) <= 128, done.stderr
+    assert max(spilled) <= 96, done.stderr

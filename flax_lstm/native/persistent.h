@@ -6,11 +6,12 @@
 // input product is computed beforehand, and the weights' gradients by one product over
 // all steps afterwards.
 //
-// A block has four threads for each unit. The time of a step depends on the number of
-// instructions and of reads from shared memory, so a thread has weights of four sums
-// rather than one (`Weights`): it reads a factor once for four products. Products are in
-// float32, even where XLA's are in TF32: tensor cores multiply eight rows or more at once,
-// and a block has fewer for up to 528 rows on 132 multiprocessors.
+// The time of a step depends on the number of instructions and of reads from shared
+// memory, so a thread has weights of four or eight sums rather than one (`Weights`): it
+// reads a factor once for as many products. With eight there are two threads for each unit,
+// with up to 255 registers each, and with four there are four. Products are in float32,
+// even where XLA's are in TF32: tensor cores multiply eight rows or more at once, and a
+// block has fewer for up to 528 rows on 132 multiprocessors.
 //
 // Axes are those of layer.h. persistent_forward.h and persistent_backward.h have the
 // kernels.
@@ -24,16 +25,21 @@ namespace flax_lstm {
 constexpr int kGates = 4;
 
 // kUnits: how many units a block has weights for; H rounded up, the rest being zeros.
-template <int kUnits_, int kRows_, int kInRegisters_>
+template <int kUnits_, int kRows_, int kSums_, int kInRegisters_>
 struct Shape {
-  static constexpr int kUnits = kUnits_;              // A multiple of 32.
-  static constexpr int kRows = kRows_;                // Of a block.
-  static constexpr int kInRegisters = kInRegisters_;  // Of the kUnits weights of a thread.
-  static constexpr int kThreads = 4 * kUnits;
-  static constexpr int kInShared = kUnits - kInRegisters;
-  // Rows whose state a thread holds: of a unit's four, each has every fourth row.
-  static constexpr int kOwned = (kRows + 3) / 4;
-  static_assert(kUnits % 32 == 0 && kInRegisters % 4 == 0);
+  static constexpr int kUnits = kUnits_;  // A multiple of 32.
+  static constexpr int kRows = kRows_;    // Of a block.
+  static constexpr int kSums = kSums_;    // Of which a thread has a part: 4 or 8.
+  static constexpr int kInRegisters = kInRegisters_;  // Of a thread's weights.
+  static constexpr int kThreads = 16 * kUnits / kSums;
+  static constexpr int kInShared = kUnits * kSums / 4 - kInRegisters;
+  // Four threads hold the state of so many units, each that of one.
+  static constexpr int kPerFour = kSums / 4;
+  // So many threads hold a unit's state; each has the rows in turn.
+  static constexpr int kOwners = 4 / kPerFour;
+  static constexpr int kOwned = (kRows + kOwners - 1) / kOwners;
+  static_assert(kUnits % 32 == 0 && kInRegisters % 4 == 0 && kInShared >= 0);
+  static_assert(kSums == 4 || kSums == 8);
 };
 
 // One layer's arrays, of fewer than 2³¹ elements each, so that an index is one register.
@@ -64,10 +70,17 @@ struct Place {
   int first_row = blockIdx.x * S::kRows;
 
   // The n-th row of this thread, counted in the block and in the batch.
-  __device__ int owned(int n) const { return 4 * n + owner; }
+  __device__ int owned(int n) const { return S::kOwners * n + owner; }
   __device__ int row(int n) const { return first_row + owned(n); }
   __device__ bool owns(const Recurrence& layer, int n) const {
     return owned(n) < S::kRows && row(n) < layer.batch && unit < layer.units;
+  }
+
+  // Whether a row at time t counts: 0 or 1. In a whole register, so that nothing waits for
+  // the byte before it is used.
+  __device__ unsigned counts(const Recurrence& layer, int t, int n) const {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(layer.valid);
+    return bytes ? bytes[t * layer.batch + row(n)] : 1u;
   }
 
   // This thread's part of a state (B, H); zeros outside of it.
@@ -89,7 +102,7 @@ struct Place {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// One thread's weights. kSlices neighbours share four sums over kSlices·kUnits/4
+// One thread's weights. kSlices neighbours share kSums sums over kSlices·kUnits/4
 // factors: of each sum, thread `slice` has every kSlices-th group of four factors, so
 // that neighbours read adjacent elements.
 template <typename S, int kSlices>
@@ -104,9 +117,9 @@ class Weights {
     for (int group = 0; group < kGroups; ++group) {
       const int k = 4 * (group * kSlices + slice);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < S::kSums; ++n) {
         const float4 four = {get(n, k), get(n, k + 1), get(n, k + 2), get(n, k + 3)};
-        const int index = 4 * group + n;
+        const int index = S::kSums * group + n;
         if (index < kOwn) {
           own_[index] = four;
         } else {
@@ -118,14 +131,14 @@ class Weights {
 
   // sums[r][n] += Σ_k weight[n][k] · factors[r · stride + k] over this thread's k;
   // `factors` begins with the first of them.
-  __device__ void add_products(float (&sums)[S::kRows][4], const float* factors,
+  __device__ void add_products(float (&sums)[S::kRows][S::kSums], const float* factors,
                                int stride) const {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      float4 weights[4];
+      float4 weights[S::kSums];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int index = 4 * group + n;
+      for (int n = 0; n < S::kSums; ++n) {
+        const int index = S::kSums * group + n;
         weights[n] = index < kOwn ? own_[index < kOwn ? index : 0]
                                   : shared_[(index - kOwn) * S::kThreads];
       }
@@ -134,7 +147,7 @@ class Weights {
         const float4 four = *reinterpret_cast<const float4*>(
             factors + r * stride + 4 * group * kSlices);
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < S::kSums; ++n) {
           sums[r][n] += weights[n].x * four.x;
           sums[r][n] += weights[n].y * four.y;
           sums[r][n] += weights[n].z * four.z;
@@ -151,12 +164,13 @@ class Weights {
   float4* shared_;
 };
 
-// This thread's sum, of which four neighbours have parts: thread s has in sums[n] its part
-// of the sum of thread s ^ n.
-__device__ inline float sum_over_four(const float (&sums)[4]) {
-  float sum = sums[0];
+// This thread's sum, of which four neighbours have parts: thread s has in
+// sums[first + n] its part of the sum of thread s ^ n.
+template <int kSums>
+__device__ float sum_over_four(const float (&sums)[kSums], int first) {
+  float sum = sums[first];
 #pragma unroll
-  for (int n = 1; n < 4; ++n) sum += __shfl_xor_sync(kWholeWarp, sums[n], n);
+  for (int n = 1; n < 4; ++n) sum += __shfl_xor_sync(kWholeWarp, sums[first + n], n);
   return sum;
 }
 

@@ -1,7 +1,7 @@
 // The recurrence of persistent.h, backward.
 //
-// Sixteen threads compute shares of the gradients of four units' h, over all gates; each
-// gets the sum for one unit, and the four threads of a unit take rows in turn.
+// Sixteen threads compute shares of the gradients of the h of four units, or of eight, over
+// all gates; each gets the sum for every fourth unit, and holds the state of one.
 
 #pragma once
 
@@ -11,10 +11,10 @@ namespace flax_lstm {
 
 constexpr int kBackwardSlices = 16;
 
-// Stride of a row's gradients in shared memory, (kGates, kUnits), such that the eight units
-// of four rows that a warp writes at once are in different banks.
+// Stride of a row's gradients in shared memory, (kGates, kUnits), such that what a warp
+// writes at once, some units of kOwners rows, is in different banks.
 template <typename S>
-constexpr int kGradientStride = kGates * S::kUnits + 8;
+constexpr int kGradientStride = kGates * S::kUnits + 32 / S::kOwners;
 
 template <typename S>
 constexpr int backward_shared_size() {
@@ -24,22 +24,24 @@ constexpr int backward_shared_size() {
 // What a step reads of one row and unit.
 struct Step {
   float i, f, g, o, c, d_y;
-  bool counts;
+  unsigned counts;
 };
 
 template <typename S>
 __device__ void run_backward(const Recurrence& layer, float* shared) {
   constexpr int kStride = kGradientStride<S>;
   const int units = layer.units, slice = threadIdx.x % kBackwardSlices;
-  const int first_unit = threadIdx.x / kBackwardSlices * 4;
-  const Place<S> place = {first_unit + slice % 4, slice / 4};
+  const int first_unit = threadIdx.x / kBackwardSlices * S::kSums;
+  const int own_four = slice / 4 % S::kPerFour;  // In which four units its own is.
+  const Place<S> place = {first_unit + 4 * own_four + slice % 4,
+                          slice / 4 / S::kPerFour};
   const int unit = place.unit;
   float* d_z = shared;  // (2, kRows, kGates, kUnits): of a step and of the next.
   const Weights<S, kBackwardSlices> weights(
       shared + 2 * S::kRows * kStride, slice, [&](int n, int k) {
         // From a unit's gate to the unit that sum_over_four has the n-th sum for.
         const int gate = k / S::kUnits, from = k % S::kUnits;
-        const int to = first_unit + (slice % 4 ^ n);
+        const int to = first_unit + n / 4 * 4 + (slice % 4 ^ n % 4);
         const bool are_units = from < units && to < units;
         return are_units ? layer.w_h[gate][to * units + from] : 0.0f;
       });
@@ -57,7 +59,7 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
       const int at_row = t * layer.batch + place.row(n), at = at_row * units + unit;
       next[n] = {layer.kept[0][at], layer.kept[1][at], layer.kept[2][at],
                  layer.kept[3][at], layer.kept[4][at], layer.d_y[at],
-                 !layer.valid || layer.valid[at_row]};
+                 place.counts(layer, t, n)};
     }
   };
   load(layer.steps - 1);
@@ -93,16 +95,20 @@ __device__ void run_backward(const Recurrence& layer, float* shared) {
     }
     __syncthreads();
 
-    float sums[S::kRows][4] = {};
+    float sums[S::kRows][S::kSums] = {};
     weights.add_products(sums, now + 4 * slice, kStride);
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r) {
-      float sum = sum_over_four(sums[r]);
-      sum += __shfl_xor_sync(kWholeWarp, sum, 4);
-      sum += __shfl_xor_sync(kWholeWarp, sum, 8);
-      const int n = r / 4;
-      // A row that does not count passes on the gradient that it was given.
-      if (place.owner == r % 4 && of_step[n].counts) d_h[n] = sum;
+      const int n = r / S::kOwners;
+#pragma unroll
+      for (int u = 0; u < S::kPerFour; ++u) {
+        float sum = sum_over_four(sums[r], 4 * u);
+        sum += __shfl_xor_sync(kWholeWarp, sum, 4);
+        sum += __shfl_xor_sync(kWholeWarp, sum, 8);
+        const bool is_own = place.owner == r % S::kOwners && own_four == u;
+        // A row that does not count passes on the gradient that it was given.
+        if (is_own && of_step[n].counts) d_h[n] = sum;
+      }
     }
     float* const before = now;
     now = other;

@@ -41,11 +41,12 @@ ffi::Error run_shape(const Recurrence& layer, const Launch& launch) {
 
 template <Kernel kernel, int rows, typename Launch>
 ffi::Error run_rows(const Recurrence& layer, const Launch& launch) {
-  if (layer.units <= 32) return run_shape<kernel, Shape<32, rows, 32>>(layer, launch);
-  if (layer.units <= 64) return run_shape<kernel, Shape<64, rows, 64>>(layer, launch);
-  // 512 threads have 128 registers each, and not all of those are for weights.
-  constexpr int in_registers = rows < 4 ? 88 : rows < 8 ? 64 : 48;
-  return run_shape<kernel, Shape<128, rows, in_registers>>(layer, launch);
+  if (layer.units <= 32) return run_shape<kernel, Shape<32, rows, 4, 32>>(layer, launch);
+  if (layer.units <= 64) return run_shape<kernel, Shape<64, rows, 4, 64>>(layer, launch);
+  // Of 255 registers, or 128 with twice the threads, not all are for weights.
+  constexpr int sums = rows < 8 ? 8 : 4;
+  constexpr int in_registers = rows == 1 ? 216 : rows == 2 ? 200 : rows == 4 ? 152 : 44;
+  return run_shape<kernel, Shape<128, rows, sums, in_registers>>(layer, launch);
 }
 
 template <Kernel kernel, typename Launch>

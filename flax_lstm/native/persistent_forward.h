@@ -1,8 +1,8 @@
 // The recurrence of persistent.h, forward.
 //
-// Thread 4·u + g computes its share of all four sums of unit u, and gets the sum of gate g
-// by adding its neighbours' shares. The state of row r is held by the thread with
-// g = r mod 4, which receives the other three gates.
+// Four threads, each with its number as its gate, compute shares of all sums of one unit, or
+// of two; by adding its neighbours' shares, each gets the sums of its gate. For a row and
+// unit, the thread that holds the state receives the other three gates.
 
 #pragma once
 
@@ -17,15 +17,18 @@ constexpr int forward_shared_size() {
 
 template <typename S, bool keeps>
 __device__ void run_forward(const Recurrence& layer, float* shared) {
+  constexpr int kPerFour = S::kPerFour;
   const int units = layer.units, gate = threadIdx.x % kGates;
-  const Place<S> place = {static_cast<int>(threadIdx.x) / kGates, gate};
+  const int first_unit = threadIdx.x / kGates * kPerFour;
+  const int own_u = gate % kPerFour;
+  const Place<S> place = {first_unit + own_u, gate / kPerFour};
   const int unit = place.unit, first_row = place.first_row;
-  const bool is_unit = unit < units;
   float* h = shared;  // (2, kRows, kUnits): before and after a step.
   const Weights<S, kGates> weights(
       shared + 2 * S::kRows * S::kUnits, gate, [&](int n, int k) {
-        const int of = gate ^ n;  // As sum_over_four has it.
-        return is_unit && k < units ? layer.w_h[of][k * units + unit] : 0.0f;
+        const int of = gate ^ n % kGates;  // As sum_over_four has it.
+        const int to = first_unit + n / kGates;
+        return to < units && k < units ? layer.w_h[of][k * units + to] : 0.0f;
       });
 
   float c[S::kOwned], own_h[S::kOwned];
@@ -36,28 +39,38 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     if (place.owned(n) < S::kRows) h[place.owned(n) * S::kUnits + unit] = own_h[n];
   }
 
-  // Rows that exist; none for a unit that does not.
-  const int rows = is_unit ? layer.batch - first_row : 0;
-  const float bias = is_unit ? layer.bias[gate][unit] : 0.0f;
+  // Of each unit: the rows that exist (none for a unit that does not), and the bias.
+  int rows[kPerFour];
+  float bias[kPerFour];
+#pragma unroll
+  for (int u = 0; u < kPerFour; ++u) {
+    const bool is_unit = first_unit + u < units;
+    rows[u] = is_unit ? layer.batch - first_row : 0;
+    bias[u] = is_unit ? layer.bias[gate][first_unit + u] : 0.0f;
+  }
+  const int own_rows = unit < units ? layer.batch - first_row : 0;
   float* const own_gates = keeps ? layer.to_keep[gate] : nullptr;
-  // Index of the block's first row and this thread's unit within a step's elements.
-  const int at = first_row * units + unit;
-  const int at_z = (first_row * kGates + gate) * units + unit;
+  // Index of the block's first row and the first unit within a step's elements.
+  const int at = first_row * units + first_unit;
+  const int at_z = (first_row * kGates + gate) * units + first_unit;
 
-  float next_z[S::kRows];
-  bool next_counts[S::kOwned];
+  float next_z[S::kRows][kPerFour];
+  unsigned next_counts[S::kOwned];
   const auto load = [&](int s) {
     const int t = layer.time(s);
     const int first_z = t * layer.batch * kGates * units + at_z;
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r) {
-      const bool is_there = s < layer.steps && r < rows;
-      next_z[r] = is_there ? layer.z_x[first_z + r * kGates * units] : 0.0f;
+#pragma unroll
+      for (int u = 0; u < kPerFour; ++u) {
+        const bool is_there = s < layer.steps && r < rows[u];
+        next_z[r][u] = is_there ? layer.z_x[first_z + r * kGates * units + u] : 0.0f;
+      }
     }
 #pragma unroll
     for (int n = 0; n < S::kOwned; ++n) {
-      next_counts[n] = s < layer.steps && place.owns(layer, n) &&
-                       (!layer.valid || layer.valid[t * layer.batch + place.row(n)]);
+      const bool is_there = s < layer.steps && place.owns(layer, n);
+      next_counts[n] = is_there ? place.counts(layer, t, n) : 0u;
     }
   };
   load(0);
@@ -65,12 +78,12 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
 
   float *now = h, *next = h + S::kRows * S::kUnits;
   for (int s = 0; s < layer.steps; ++s) {
-    float sums[S::kRows][4];
-    bool counts[S::kOwned];
+    float sums[S::kRows][S::kSums] = {};
+    unsigned counts[S::kOwned];
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r) {
-      sums[r][0] = next_z[r] + bias;
-      sums[r][1] = sums[r][2] = sums[r][3] = 0.0f;
+#pragma unroll
+      for (int u = 0; u < kPerFour; ++u) sums[r][kGates * u] = next_z[r][u] + bias[u];
     }
 #pragma unroll
     for (int n = 0; n < S::kOwned; ++n) counts[n] = next_counts[n];
@@ -80,18 +93,25 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
     const int first = layer.time(s) * layer.batch * units + at;
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r) {
-      const int owner = r % kGates, n = r / kGates;
-      const int here = first + r * units;
-      // In the owner, whose own gate has its number, gates[n] is gate n.
-      float gates[kGates];
-      gates[owner] = activated(sum_over_four(sums[r]), gate == 2);
+      const int n = r / S::kOwners, here = first + r * units;
+      float gates[kGates];  // Of the unit and row that this thread holds.
 #pragma unroll
-      for (int other = 1; other < kGates; ++other) {
-        gates[owner ^ other] = __shfl_xor_sync(kWholeWarp, gates[owner], other);
+      for (int u = 0; u < kPerFour; ++u) {
+        const float own = activated(sum_over_four(sums[r], kGates * u), gate == 2);
+        if (keeps && r < rows[u]) own_gates[here + u] = own;
+        // The thread that holds them has this number, and so has its own gate.
+        const int holder = r % S::kOwners * kPerFour + u;
+#pragma unroll
+        for (int other = 0; other < kGates; ++other) {
+          const float received =
+              other ? __shfl_xor_sync(kWholeWarp, own, other) : own;
+          const bool is_held = u == 0 || own_u == u;
+          gates[holder ^ other] = is_held ? received : gates[holder ^ other];
+        }
       }
-      if (keeps && r < rows) own_gates[here] = gates[owner];
-      if (gate != owner) continue;
-      if (keeps && r < rows) layer.to_keep[kGates][here] = c[n];
+      if (place.owner != r % S::kOwners) continue;
+      const bool is_there = r < own_rows;
+      if (keeps && is_there) layer.to_keep[kGates][here + own_u] = c[n];
       const float new_c = gates[1] * c[n] + gates[0] * gates[2];
       const float new_h = gates[3] * fast_tanh(new_c);
       if (counts[n]) {
@@ -99,7 +119,7 @@ __device__ void run_forward(const Recurrence& layer, float* shared) {
         own_h[n] = new_h;
       }
       next[r * S::kUnits + unit] = own_h[n];
-      if (r < rows) layer.y[here] = counts[n] ? new_h : 0.0f;
+      if (is_there) layer.y[here + own_u] = counts[n] ? new_h : 0.0f;
     }
     __syncthreads();
     float* const before = now;
