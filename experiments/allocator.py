@@ -27,8 +27,8 @@ def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
     time its gates' gradients, what they are multiplied by, and the gradients of its
     outputs. With `remat` it is less.
     """
-    of_each_layer, of_one = 6, 7
-    return 4 * batch * steps * units * (layers * of_each_layer + of_one)
+    arrays_per_layer, arrays_once = 6, 7
+    return 4 * batch * steps * units * (layers * arrays_per_layer + arrays_once)
 
 
 def keep_if_large(bytes_at_once: int) -> bool:

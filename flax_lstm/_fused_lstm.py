@@ -3,9 +3,9 @@ r"""An LSTM layer with derivatives of its own: `implementation='fused'`.
 What sets it apart from a scan over the cell:
 
 - The input product, for all steps at once, comes before the loop; inside it is one
-  product of h for all gates. On a CPU this is so for small sizes only (`_on_cpu`): for
-  larger ones a product per gate is faster, and for many rows so is a product of [x, h]
-  with both weights, whose result never leaves the cache.
+  product of h for all gates. On a CPU this is so for small sizes only
+  (`_fused_products`): for larger ones a product per gate is faster, and for many rows
+  so is a product of [x, h] with both weights, whose result never leaves the cache.
 - The derivative is linear in the tangents, with factors that depend on the gates and
   the cell state. These are what is saved (`Kept`), five values per unit and step
   (six with a projection); the backward loop has one product and one tanh.
@@ -25,9 +25,6 @@ mode, forward over reverse, vmap, shard_map) comes from JAX itself. With
 
 where all but the terms with :math:`dh_{t-1}`, :math:`dc` and :math:`dm` are known
 for all t beforehand. JAX's transpose of that loop is backpropagation through time.
-
-How products are laid out was measured on XLA:CPU (JAX 0.10.2) only; see
-`experiments/BENCHMARK.md`.
 """
 
 import functools
@@ -39,16 +36,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from flax_lstm._compiled_once import cacheable
 from flax_lstm._dtypes import at_least_float32
+from flax_lstm._fused_products import gate_products, plan_elsewhere, plan_for_cpu
 from flax_lstm._lstm_weights import GATES, Weights, makes_weights, weights_of
 from flax_lstm._recurrence import scan_over_time, with_varying_axes_of
-
-# What a core's own cache holds: data up to this size costs nothing to read again.
-_CACHED_BYTES = 2**20
-# Largest recurrent weights of a layer that a CPU multiplies as one product.
-_JOINED_BYTES = 2**18
-_FEW_ROWS = 8
-# Unroll factors on other platforms: the first that divides T, else the last.
-_UNROLL = (*range(14, 4, -1), 8)
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -62,14 +52,6 @@ class Kept(NamedTuple):
     o: jax.Array
     c: jax.Array  # The one that the step started from.
     m: jax.Array | None  # o·tanh(c'), with a projection only.
-
-
-class Layout(NamedTuple):
-    """How a loop's products are laid out; the results are the same."""
-
-    hoists: bool  # The inputs' product stands before the loop.
-    joins: bool  # One product of h for all gates; only if `hoists`.
-    unroll: int = 1  # Steps per iteration of the loop.
 
 
 class Slopes(NamedTuple):
@@ -135,7 +117,7 @@ def _lstm_jvp(reverse, primals, tangents):
 def forward(reverse, weights, x, valid, carry, *, keep):
     """The carry after the last step, the outputs, and `Kept` if `keep`, else None."""
     loop = functools.partial(_loop, reverse, keep)
-    on_cpu, elsewhere = _on_cpu(weights, x), _elsewhere(x)
+    on_cpu, elsewhere = plan_for_cpu(weights, x), plan_elsewhere(x)
     if on_cpu == elsewhere:
         return loop(elsewhere, weights, x, valid, carry)
     # The platform is the one that the program is lowered for, whatever JAX's default.
@@ -149,9 +131,9 @@ def forward(reverse, weights, x, valid, carry, *, keep):
     )
 
 
-def _loop(reverse, keep, layout, weights, x, valid, carry):
-    """`forward` in one layout."""
-    inputs, products = _gate_products(weights, x, layout)
+def _loop(reverse, keep, plan, weights, x, valid, carry):
+    """`forward` with its products laid out by `plan`."""
+    inputs, products = gate_products(weights, x, plan)
 
     def step(carry, inputs):
         inputs, is_valid = inputs
@@ -180,81 +162,9 @@ def _loop(reverse, keep, layout, weights, x, valid, carry):
 
     steps = (inputs, valid)
     carry, (y, kept) = jax.lax.scan(
-        step, carry, steps, reverse=reverse, unroll=layout.unroll
+        step, carry, steps, reverse=reverse, unroll=plan.unroll
     )
     return carry, y, kept
-
-
-def _gate_products(weights, x, layout):
-    """The loop's inputs, and a function of a step's input and h to each gate's z."""
-    if not layout.hoists:
-        pairs = zip(weights.x, weights.h, strict=True)
-        kernels = [jnp.concatenate(pair) for pair in pairs]
-
-        def multiply_both(x, h):
-            x_and_h = jnp.concatenate([x, h], axis=-1)
-            return [x_and_h @ kernel for kernel in kernels]
-
-        return x, multiply_both
-
-    # Only the sum is rounded to the dtype of the computation, not both of its terms.
-    wide = at_least_float32(x.dtype)
-    product = functools.partial(jnp.matmul, preferred_element_type=wide)
-    joined = jnp.concatenate(weights.h, axis=-1) if layout.joins else None
-
-    def multiply(h):
-        if joined is not None:
-            return jnp.split(product(h, joined), len(GATES), axis=-1)
-        return [product(h, kernel) for kernel in weights.h]
-
-    def add_to_hoisted(z_x, h):
-        pairs = zip(z_x, multiply(h), strict=True)
-        return [(z + z_h).astype(h.dtype) for z, z_h in pairs]
-
-    # One array per gate even so: XLA:CPU is slow where it has to split each step's sum.
-    return tuple(product(x, kernel) for kernel in weights.x), add_to_hoisted
-
-
-def _on_cpu(weights: Weights, x: jax.Array) -> Layout:
-    """The layout that is fastest on a CPU; measured (`experiments/BENCHMARK.md`).
-
-    - While everything is small, the fixed cost of a product dominates: one product for
-      all gates, and the input product before the loop, whose result stays in the cache.
-    - Otherwise a product per gate: from one for all gates XLA:CPU computes the gates in
-      more and slower passes. Inside the loop, the input product reads the input
-      weights, I elements per unit, at every step; before the loop, it writes and reads
-      its own result, 2·B elements per unit and step. Reading cached weights is free.
-
-    A symbolic size (jax.export) counts as a large one.
-    """
-    steps, batch, inputs = x.shape
-    width = len(GATES) * weights.h[0].shape[-1] * x.dtype.itemsize
-    recurrent = width * weights.h[0].shape[0]
-    both = recurrent + width * inputs
-
-    def at_most(size, bound):
-        return isinstance(size, int) and size <= bound
-
-    stays = at_most(batch * steps * width, _CACHED_BYTES) or at_most(batch, _FEW_ROWS)
-    if recurrent <= _JOINED_BYTES and stays:
-        return Layout(hoists=True, joins=True)
-    hoists = both > _CACHED_BYTES and at_most(2 * batch, inputs)
-    return Layout(hoists=hoists, joins=False)
-
-
-def _elsewhere(x: jax.Array) -> Layout:
-    """The layout for other platforms: the one with the fewest kernels per step.
-
-    On a GPU a step's kernels take less time than launching them. XLA compiles a step to
-    one product and two to seven other kernels, and one more to count the steps; in an
-    unrolled body it fuses the others. If the number of unrolled steps does not divide
-    T, XLA splits in two what all steps read, which takes a copy.
-    """
-    steps = x.shape[0]
-    if not isinstance(steps, int):
-        return Layout(hoists=True, joins=True)
-    unroll = next((n for n in _UNROLL if steps % n == 0), _UNROLL[-1])
-    return Layout(hoists=True, joins=True, unroll=unroll)
 
 
 def shifted(reverse, valid, h_0, y):
@@ -320,7 +230,7 @@ def product_over_steps(x, d_kernel):
 def linear_scan(reverse, weights, valid, kept, d_z, d_m, d_carry):
     """The tangents' own recurrence; linear in `d_z`, `d_m` and `d_carry`."""
     loop = functools.partial(_linear_loop, reverse)
-    unroll = _elsewhere(d_z).unroll
+    unroll = plan_elsewhere(d_z).unroll
     if unroll == 1:
         return loop(1, weights, valid, kept, d_z, d_m, d_carry)
     return jax.lax.platform_dependent(

@@ -11,6 +11,7 @@ from flax_lstm import (
     StackedRNN,
     _classifier,
     _fused_lstm,
+    _fused_products,
     _stack,
 )
 
@@ -49,7 +50,7 @@ KINDS = {
 def lay_out_as_if_large(monkeypatch):
     """Has products laid out as with many units, whatever their number."""
     trace_anew(monkeypatch)
-    monkeypatch.setattr(_fused_lstm, "_JOINED_BYTES", 0)
+    monkeypatch.setattr(_fused_products, "_JOINED_BYTES", 0)
 
 
 def trace_layers_anew(monkeypatch):
@@ -77,7 +78,7 @@ def lay_out_as_elsewhere(monkeypatch, unroll=2):
         chosen.append(default)
         return default(*arguments)
 
-    monkeypatch.setattr(_fused_lstm, "_UNROLL", (unroll,))
+    monkeypatch.setattr(_fused_products, "_UNROLL", (unroll,))
     monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
     return chosen
 

@@ -18,24 +18,25 @@ from flax_lstm._persistent_lstm import most_units
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
-STEPS_A_CALL = 10
+STEPS_PER_CALL = 10
 
-ALL, ONE, SCAN = "ours", "ours, one device", "our scan, one device"
-FUSED = "ours, fused"
-CUDNN = "ours, cuDNN"
-KERNEL = "ours, persistent kernel"
-PLAIN = "ours, malloc as it is"
+OURS, OURS_ONE_DEVICE, OURS_SCAN = "ours", "ours, one device", "our scan, one device"
+OURS_FUSED = "ours, fused"
+OURS_CUDNN = "ours, cuDNN"
+OURS_KERNEL = "ours, persistent kernel"
+OURS_DEFAULT_MALLOC = "ours, malloc as it is"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 FLAX_KEPT, TORCH_TUNED = "flax RNN, memory kept", "torch, tuned"
-CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK = (
-    f"{name}, {STEPS_A_CALL} steps a call" for name in (ALL, CUDNN, KERNEL, FLAX, TORCH)
+OURS_CHUNKED, OURS_CUDNN_CHUNKED, OURS_KERNEL_CHUNKED, FLAX_CHUNKED, TORCH_CHUNKED = (
+    f"{name}, {STEPS_PER_CALL} steps a call"
+    for name in (OURS, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
 )
 
 
 class Contender(Protocol):
-    """Makes the work that is timed; a call trains `steps_a_call` steps."""
+    """Makes the work that is timed; a call trains `steps_per_call` steps."""
 
-    steps_a_call: int
+    steps_per_call: int
 
     def training(self, sizes: Sizes) -> Work: ...
 
@@ -88,7 +89,7 @@ def has_torch() -> bool:
 def in_one_process() -> dict[str, Contender]:
     """All of them, where torch is installed; else ours and Flax's."""
     found: dict[str, Contender] = {
-        ALL: Ours("auto", all_devices=True),
+        OURS: Ours("auto", all_devices=True),
         **_one_device(),
         FLAX: FlaxRNN(),
     }
@@ -101,17 +102,19 @@ def _one_device() -> dict[str, Contender]:
     """Ours on one device, where that is not what ours is anyhow."""
     if has_native_loops() or is_on_gpu():
         return {}
-    return {ONE: Ours("auto", all_devices=False)}
+    return {OURS_ONE_DEVICE: Ours("auto", all_devices=False)}
 
 
 def serves(name: str, sizes: Sizes) -> bool:
     """Whether it runs what its name says: too large for the kernel, it runs 'fused'."""
-    return name not in (KERNEL, KERNEL_CHUNK) or sizes.hidden <= most_units()
+    return (
+        name not in (OURS_KERNEL, OURS_KERNEL_CHUNKED) or sizes.hidden <= most_units()
+    )
 
 
 def in_chunks() -> Contender:
     """Ours with several steps a call, as the experiment has them."""
-    return Ours("auto", all_devices=True, steps_a_call=STEPS_A_CALL)
+    return Ours("auto", all_devices=True, steps_per_call=STEPS_PER_CALL)
 
 
 def fused() -> Ours:
@@ -141,24 +144,26 @@ def alone() -> dict[str, Alone]:
     ours is the fused implementation.
     """
     found = {
-        CHUNK: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
-        ALL: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
+        OURS_CHUNKED: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
+        OURS: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
         **{name: Alone(c, keeps_memory=None) for name, c in _one_device().items()},
         FLAX: Alone(FlaxRNN()),
-        FLAX_CHUNK: Alone(FlaxRNN(STEPS_A_CALL)),
+        FLAX_CHUNKED: Alone(FlaxRNN(STEPS_PER_CALL)),
     }
     if has_torch():
         found[TORCH] = Alone(_torch())
-        found[TORCH_CHUNK] = Alone(_torch(steps_a_call=STEPS_A_CALL))
-    in_chunks_of = {CUDNN: CUDNN_CHUNK, KERNEL: KERNEL_CHUNK}
+        found[TORCH_CHUNKED] = Alone(_torch(steps_per_call=STEPS_PER_CALL))
+    in_chunks_of = {OURS_CUDNN: OURS_CUDNN_CHUNKED, OURS_KERNEL: OURS_KERNEL_CHUNKED}
     for name, contender in _on_gpu().items():
         found[name] = Alone(contender)
-    for name, contender in _on_gpu(STEPS_A_CALL).items():
+    for name, contender in _on_gpu(STEPS_PER_CALL).items():
         found[in_chunks_of[name]] = Alone(contender)
     if not is_on_gpu():
-        found[FUSED] = Alone(fused(), keeps_memory=None, claim=a_device_for_each_core)
+        found[OURS_FUSED] = Alone(
+            fused(), keeps_memory=None, claim=a_device_for_each_core
+        )
     if not is_on_gpu() and can_keep():
-        found[PLAIN] = Alone(Ours("auto", True), claim=claim_cores)
+        found[OURS_DEFAULT_MALLOC] = Alone(Ours("auto", True), claim=claim_cores)
         found[FLAX_KEPT] = Alone(FlaxRNN(), keeps_memory=True)
         if has_torch():
             found[TORCH_TUNED] = Alone(_torch(fused_adam=True), keeps_memory=True)
@@ -171,19 +176,19 @@ def is_on_gpu() -> bool:
 
 def implementations() -> dict[str, str]:
     """Ours by contender: `auto`; on a GPU also cuDNN, and the kernel if compiled."""
-    found = {ALL: "auto"}
+    found = {OURS: "auto"}
     if is_on_gpu():
-        found[CUDNN] = "cudnn"
+        found[OURS_CUDNN] = "cudnn"
         if library.GPU.is_usable():
-            found[KERNEL] = "native"
+            found[OURS_KERNEL] = "native"
     return found
 
 
-def _on_gpu(steps_a_call: int = 1) -> dict[str, Contender]:
+def _on_gpu(steps_per_call: int = 1) -> dict[str, Contender]:
     return {
-        name: Ours(implementation, all_devices=False, steps_a_call=steps_a_call)
+        name: Ours(implementation, all_devices=False, steps_per_call=steps_per_call)
         for name, implementation in implementations().items()
-        if name != ALL
+        if name != OURS
     }
 
 

@@ -31,7 +31,7 @@ def _made_up_rows(examples: int, seed: int) -> Split:
     return Split(images, rng.integers(0, CLASSES, examples, dtype=np.int32))
 
 
-def ours(train: Split, test: Split, implementation: str = "auto") -> Work:
+def our_epoch(train: Split, test: Split, implementation: str = "auto") -> Work:
     """The experiment's epoch: shuffling, steps in compiled chunks, test pass."""
     model = LSTMClassifier(
         CLASSES,
@@ -55,7 +55,9 @@ def ours(train: Split, test: Split, implementation: str = "auto") -> Work:
     return work
 
 
-def torchs(train: Split, test: Split, threads: int, fused_adam: bool | None) -> Work:
+def torch_epoch(
+    train: Split, test: Split, threads: int, fused_adam: bool | None
+) -> Work:
     """The notes' loop: DataLoader, one Python step a batch, test pass.
 
     An example becomes a tensor as torchvision's `ToTensor` makes it one, without
@@ -64,7 +66,7 @@ def torchs(train: Split, test: Split, threads: int, fused_adam: bool | None) -> 
     """
     import torch
 
-    from experiments.benchmark.torch_lstm import Classifier, device_like_jaxs
+    from experiments.benchmark.torch_lstm import Classifier, device_matching_jax
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, split: Split):
@@ -80,7 +82,7 @@ def torchs(train: Split, test: Split, threads: int, fused_adam: bool | None) -> 
             ]
 
     torch.manual_seed(0)
-    device = device_like_jaxs()
+    device = device_matching_jax()
     model = Classifier(NOTES).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused_adam)
     criterion = torch.nn.CrossEntropyLoss()

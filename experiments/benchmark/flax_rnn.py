@@ -29,11 +29,11 @@ class RNNClassifier(nn.Module):
 class FlaxRNN:
     """One jitted call on JAX's default device, as its users write it."""
 
-    def __init__(self, steps_a_call: int = 1):
-        self.steps_a_call = steps_a_call
+    def __init__(self, steps_per_call: int = 1):
+        self.steps_per_call = steps_per_call
 
     def training(self, sizes: Sizes) -> Work:
-        """`steps_a_call` steps: forward, backward, Adam; the state is donated."""
+        """`steps_per_call` steps: forward, backward, Adam; the state is donated."""
         state, batch = self._state(sizes), self._batch(sizes)
         compiled = self._step().lower(state, *batch).compile()
 
@@ -97,8 +97,8 @@ class FlaxRNN:
 
         def steps(state, inputs, labels):
             return jax.lax.fori_loop(
-                0, self.steps_a_call, lambda _, s: step(s, inputs, labels), state
+                0, self.steps_per_call, lambda _, s: step(s, inputs, labels), state
             )
 
-        several = self.steps_a_call > 1
+        several = self.steps_per_call > 1
         return jax.jit(steps if several else step, donate_argnums=0)

@@ -23,9 +23,9 @@ def by_torch(threads: int) -> Work:
     """As precise as JAX's product is."""
     import torch
 
-    from experiments.benchmark.torch_lstm import device_like_jaxs
+    from experiments.benchmark.torch_lstm import device_matching_jax
 
-    device = device_like_jaxs()
+    device = device_matching_jax()
     torch.set_num_threads(threads)
     matrix = torch.from_numpy(_matrix()).to(device)
 

@@ -34,21 +34,21 @@ class Ours:
         implementation: str,
         all_devices: bool,
         remat: bool = False,
-        steps_a_call: int = 1,
+        steps_per_call: int = 1,
         num_devices: int | None = None,
     ):
         """`num_devices` is how many devices, whatever the batch.
 
         None chooses by the size of the work; for the native loops it is one.
         """
-        self.steps_a_call = steps_a_call
+        self.steps_per_call = steps_per_call
         self._num_devices = num_devices
         self._implementation = implementation
         self._all_devices = all_devices
         self._remat = remat
 
     def training(self, sizes: Sizes) -> Work:
-        """`steps_a_call` steps: forward, backward, Adam; the state is donated."""
+        """`steps_per_call` steps: forward, backward, Adam; the state is donated."""
         mesh = self._mesh(sizes)
         state = replicated(self._state(sizes), mesh)
         batch = self._batch(sizes, mesh)
@@ -105,7 +105,7 @@ class Ours:
     def _step(self, mesh: Mesh):
         def steps(state, batch):
             return jax.lax.fori_loop(
-                0, self.steps_a_call, lambda _, s: train_step(s, batch)[0], state
+                0, self.steps_per_call, lambda _, s: train_step(s, batch)[0], state
             )
 
         everywhere, by_rows = PartitionSpec(), PartitionSpec(ROWS)

@@ -36,7 +36,7 @@ def _compare(section, rows, seconds) -> Comparison:
     names = {count: f"{count} device{'s' if count > 1 else ''}" for count in counts}
     works, units = {}, {}
     for count, name in names.items():
-        contender = Ours("fused", True, steps_a_call=_STEPS_A_CALL, num_devices=count)
+        contender = Ours("fused", True, steps_per_call=_STEPS_A_CALL, num_devices=count)
         work = contender.training(NOTES._replace(batch=rows(count)))
         works[name] = calls_of(work)
         units[name] = _STEPS_A_CALL

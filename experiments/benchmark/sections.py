@@ -11,21 +11,21 @@ from experiments.allocator import can_keep, keep_freed_memory, keep_if_large
 from experiments.benchmark import contenders, epoch, largest_product
 from experiments.benchmark.child import can_pin, in_process, on_one_core, working
 from experiments.benchmark.contenders import (
-    ALL,
-    CHUNK,
-    CUDNN,
-    CUDNN_CHUNK,
     FLAX,
-    FLAX_CHUNK,
+    FLAX_CHUNKED,
     FLAX_KEPT,
-    FUSED,
-    KERNEL,
-    KERNEL_CHUNK,
-    ONE,
-    PLAIN,
-    SCAN,
+    OURS,
+    OURS_CHUNKED,
+    OURS_CUDNN,
+    OURS_CUDNN_CHUNKED,
+    OURS_DEFAULT_MALLOC,
+    OURS_FUSED,
+    OURS_KERNEL,
+    OURS_KERNEL_CHUNKED,
+    OURS_ONE_DEVICE,
+    OURS_SCAN,
     TORCH,
-    TORCH_CHUNK,
+    TORCH_CHUNKED,
     TORCH_COMPILED,
     TORCH_TUNED,
     Contender,
@@ -48,12 +48,17 @@ from experiments.devices import claim_cores
 from flax_lstm.native.cores import usable_cores
 
 # On a GPU; a contender that is missing has no ratio.
-_ON_GPU = ((CUDNN, TORCH), (ALL, CUDNN), (KERNEL, TORCH), (KERNEL, CUDNN))
-RATIOS = ((ALL, TORCH), (ONE, FLAX), (ALL, FLAX), *_ON_GPU)
+_ON_GPU = (
+    (OURS_CUDNN, TORCH),
+    (OURS, OURS_CUDNN),
+    (OURS_KERNEL, TORCH),
+    (OURS_KERNEL, OURS_CUDNN),
+)
+RATIOS = ((OURS, TORCH), (OURS_ONE_DEVICE, FLAX), (OURS, FLAX), *_ON_GPU)
 # As their users run them, and then tuned.
 RATIOS_ALONE = (
-    *((ALL, TORCH), (ALL, FLAX), (ALL, TORCH_TUNED), (ALL, FLAX_KEPT)),
-    *((FUSED, TORCH), (ALL, FUSED)),
+    *((OURS, TORCH), (OURS, FLAX), (OURS, TORCH_TUNED), (OURS, FLAX_KEPT)),
+    *((OURS_FUSED, TORCH), (OURS, OURS_FUSED)),
     *_ON_GPU,
 )
 # How many processes each contender gets for the figures in the README: a heap that
@@ -90,9 +95,15 @@ EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
-    names = (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK)
+    names = (
+        OURS_CHUNKED,
+        OURS_CUDNN_CHUNKED,
+        OURS_KERNEL_CHUNKED,
+        FLAX_CHUNKED,
+        TORCH_CHUNKED,
+    )
     yield _alone(TRAINING_ALONE, names, "training", NOTES, seconds)
-    names = (ALL, CUDNN, KERNEL, FLAX, TORCH)
+    names = (OURS, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
     for batch in INFERENCE_BATCHES[:2]:
         yield _inference_alone(names, batch, seconds)
 
@@ -105,11 +116,17 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     their users run them, and once more tuned.
     """
     on_gpu = contenders.is_on_gpu()
-    ours = (ALL, ONE, FUSED, CUDNN, KERNEL)
+    ours = (OURS, OURS_ONE_DEVICE, OURS_FUSED, OURS_CUDNN, OURS_KERNEL)
     names = (*ours, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
-    in_chunks = (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK, FLAX_CHUNK, TORCH_CHUNK)
+    in_chunks = (
+        OURS_CHUNKED,
+        OURS_CUDNN_CHUNKED,
+        OURS_KERNEL_CHUNKED,
+        FLAX_CHUNKED,
+        TORCH_CHUNKED,
+    )
     processes = 1 if on_gpu else _PROCESSES
-    all_names = (*in_chunks, PLAIN, *names)
+    all_names = (*in_chunks, OURS_DEFAULT_MALLOC, *names)
     yield _alone(TRAINING_ALONE, all_names, "training", NOTES, seconds, processes)
     for batch in INFERENCE_BATCHES:
         yield _inference_alone(names, batch, seconds)
@@ -136,7 +153,7 @@ def _inference_alone(names: Iterable[str], batch: int, seconds: float) -> Compar
 
 def eager(seconds: float) -> Iterator[Comparison]:
     """The notes' model called outside of `jax.jit`, as torch's is."""
-    names = (ALL, FUSED, CUDNN, KERNEL, FLAX, TORCH)
+    names = (OURS, OURS_FUSED, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
     kinds = {"eager_inference": EAGER_INFERENCE, "eager_gradient": EAGER_GRADIENT}
     for kind, section in kinds.items():
         for batch in EAGER_BATCHES:
@@ -145,7 +162,17 @@ def eager(seconds: float) -> Iterator[Comparison]:
 
 def grid(seconds: float) -> Iterator[Comparison]:
     """Training and inference over sizes from small to large and long."""
-    names = (ALL, ONE, FUSED, CUDNN, KERNEL, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
+    names = (
+        OURS,
+        OURS_ONE_DEVICE,
+        OURS_FUSED,
+        OURS_CUDNN,
+        OURS_KERNEL,
+        FLAX,
+        FLAX_KEPT,
+        TORCH,
+        TORCH_TUNED,
+    )
     for kind in GRID_KINDS:
         for sizes in GRID:
             yield _alone(grid_section(kind), names, kind, sizes, seconds)
@@ -171,10 +198,19 @@ def _alone(
         if name in entries and contenders.serves(name, sizes)
     }
     units = _units({name: entry.contender for name, entry in entries.items()}, kind)
-    chunks = [(ours, TORCH_CHUNK) for ours in (CHUNK, CUDNN_CHUNK, KERNEL_CHUNK)]
-    chunks += [(CHUNK, FLAX_CHUNK), (CHUNK, TORCH_TUNED)]
-    plain = ((PLAIN, TORCH), (PLAIN, FLAX))
-    ratios = (*chunks, *plain, *RATIOS_ALONE, (ONE, FLAX), (ONE, FLAX_KEPT))
+    chunks = [
+        (ours, TORCH_CHUNKED)
+        for ours in (OURS_CHUNKED, OURS_CUDNN_CHUNKED, OURS_KERNEL_CHUNKED)
+    ]
+    chunks += [(OURS_CHUNKED, FLAX_CHUNKED), (OURS_CHUNKED, TORCH_TUNED)]
+    plain = ((OURS_DEFAULT_MALLOC, TORCH), (OURS_DEFAULT_MALLOC, FLAX))
+    ratios = (
+        *chunks,
+        *plain,
+        *RATIOS_ALONE,
+        (OURS_ONE_DEVICE, FLAX),
+        (OURS_ONE_DEVICE, FLAX_KEPT),
+    )
     found: list[dict[str, Timing]] = []
     missing: dict[str, str] = {}
     for _ in range(processes):
@@ -200,18 +236,18 @@ def training_and_inference(seconds: float) -> Iterator[Comparison]:
 
     With all that there is: our scan, and torch.compile where it works.
     """
-    entries = contenders.in_one_process() | {SCAN: contenders.scan()}
+    entries = contenders.in_one_process() | {OURS_SCAN: contenders.scan()}
     if not contenders.is_on_gpu():
-        entries[FUSED] = contenders.fused()
+        entries[OURS_FUSED] = contenders.fused()
     if TORCH in entries:
         entries[TORCH_COMPILED] = contenders.torch_compiled()
-    ratios = (*RATIOS, (SCAN, FLAX))
+    ratios = (*RATIOS, (OURS_SCAN, FLAX))
     in_chunks = {
-        CHUNK: contenders.in_chunks(),
-        FLAX_CHUNK: FlaxRNN(contenders.STEPS_A_CALL),
+        OURS_CHUNKED: contenders.in_chunks(),
+        FLAX_CHUNKED: FlaxRNN(contenders.STEPS_PER_CALL),
     }
     with_chunks = in_chunks | entries
-    first = ((CHUNK, TORCH), (CHUNK, FLAX_CHUNK))
+    first = ((OURS_CHUNKED, TORCH), (OURS_CHUNKED, FLAX_CHUNKED))
     yield _here(TRAINING, with_chunks, "training", NOTES, seconds, (*first, *ratios))
     for batch in INFERENCE_BATCHES:
         sizes = NOTES._replace(batch=batch)
@@ -260,7 +296,7 @@ def _units(entries: Mapping[str, Contender], kind: str) -> dict[str, int]:
     """Steps in a call of each."""
     if kind != "training":
         return {}
-    return {name: entry.steps_a_call for name, entry in entries.items()}
+    return {name: entry.steps_per_call for name, entry in entries.items()}
 
 
 def whole_epoch(rounds: int) -> Iterator[Comparison]:
@@ -279,7 +315,7 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
             EPOCH,
             EPOCH_WORK,
             works,
-            ratios=((ALL, TORCH), (ALL, TORCH_TUNED), *_ON_GPU),
+            ratios=((OURS, TORCH), (OURS, TORCH_TUNED), *_ON_GPU),
             rounds=rounds,
             unit="s",
         )
@@ -288,30 +324,30 @@ def whole_epoch(rounds: int) -> Iterator[Comparison]:
 def _epoch_of_ours(implementation: str) -> Work:
     keep_if_large(NOTES.step_bytes)
     claim_cores()
-    return epoch.ours(*epoch.made_up_splits(), implementation)
+    return epoch.our_epoch(*epoch.made_up_splits(), implementation)
 
 
 def _epoch_of_torch(threads: int) -> Work:
-    return epoch.torchs(*epoch.made_up_splits(), threads, fused_adam=None)
+    return epoch.torch_epoch(*epoch.made_up_splits(), threads, fused_adam=None)
 
 
 def _epoch_of_tuned_torch(threads: int) -> Work:
     keep_freed_memory()
-    return epoch.torchs(*epoch.made_up_splits(), threads, fused_adam=True)
+    return epoch.torch_epoch(*epoch.made_up_splits(), threads, fused_adam=True)
 
 
 def costs(repeats: int) -> Iterator[Comparison]:
     """Compile time, import time and peak memory."""
     compiling = {
-        ALL: Ours("auto", all_devices=True).compiling(NOTES),
-        FUSED: contenders.fused().compiling(NOTES),
+        OURS: Ours("auto", all_devices=True).compiling(NOTES),
+        OURS_FUSED: contenders.fused().compiling(NOTES),
         FLAX: FlaxRNN().compiling(NOTES),
     }
     yield compare(
         "compiling a training step",
         str(NOTES),
         {name: calls_of(work) for name, work in compiling.items()},
-        ratios=((ALL, FLAX),),
+        ratios=((OURS, FLAX),),
         rounds=repeats,
         unit="s",
     )
@@ -319,7 +355,7 @@ def costs(repeats: int) -> Iterator[Comparison]:
         "import flax_lstm after flax.linen",
         "a new process",
         "s",
-        {ALL: import_seconds(repeats)},
+        {OURS: import_seconds(repeats)},
     )
     if can_measure() and not contenders.is_on_gpu():
         yield from _memory()
@@ -328,12 +364,12 @@ def costs(repeats: int) -> Iterator[Comparison]:
 def _memory() -> Iterator[Comparison]:
     remat = "ours, remat"
     entries = contenders.in_one_process() | {
-        FUSED: contenders.fused(),
+        OURS_FUSED: contenders.fused(),
         remat: Ours("auto", True, remat=True),
     }
     for sizes in (NOTES, _PIXELS):
         values = {name: _peak_mib(entry, sizes) for name, entry in entries.items()}
-        ratios = ((ALL, FLAX), (ALL, TORCH), (remat, TORCH))
+        ratios = ((OURS, FLAX), (OURS, TORCH), (remat, TORCH))
         yield Comparison("peak memory of training", str(sizes), "MiB", values, ratios)
 
 

@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from experiments.benchmark import epoch, largest_product, sections
 from experiments.benchmark.contenders import (
-    ALL,
-    CHUNK,
-    CUDNN,
-    CUDNN_CHUNK,
     FLAX,
-    FLAX_CHUNK,
+    FLAX_CHUNKED,
     FLAX_KEPT,
-    FUSED,
-    KERNEL,
-    KERNEL_CHUNK,
-    PLAIN,
+    OURS,
+    OURS_CHUNKED,
+    OURS_CUDNN,
+    OURS_CUDNN_CHUNKED,
+    OURS_DEFAULT_MALLOC,
+    OURS_FUSED,
+    OURS_KERNEL,
+    OURS_KERNEL_CHUNKED,
     TORCH,
-    TORCH_CHUNK,
+    TORCH_CHUNKED,
     TORCH_COMPILED,
     TORCH_TUNED,
 )
@@ -29,7 +29,7 @@ from experiments.benchmark.sizes import NOTES
 
 
 class _Row(NamedTuple):
-    """A comparison, and which contenders stand for `ALL`, `TORCH`, … in the row.
+    """A comparison, and which contenders stand for `OURS`, `TORCH`, … in the row.
 
     The least time for `flop` is computed from the machine's speed in section `limit`.
     """
@@ -38,16 +38,16 @@ class _Row(NamedTuple):
     section: str
     work: str
     flop: int = 0
-    ours: str = ALL
+    ours: str = OURS
     torch: str = TORCH
     flax: str = FLAX
-    cudnn: str = CUDNN
-    kernel: str = KERNEL
+    cudnn: str = OURS_CUDNN
+    kernel: str = OURS_KERNEL
     limit: str = sections.LARGEST_PRODUCT
 
     def who(self, name: str) -> str:
-        parts = {ALL: self.ours, TORCH: self.torch, FLAX: self.flax}
-        parts |= {CUDNN: self.cudnn, KERNEL: self.kernel}
+        parts = {OURS: self.ours, TORCH: self.torch, FLAX: self.flax}
+        parts |= {OURS_CUDNN: self.cudnn, OURS_KERNEL: self.kernel}
         return parts.get(name, name)
 
 
@@ -65,7 +65,7 @@ def _time(name: str) -> _Cell:
     return cell
 
 
-def _ratio(other: str, mine: str = ALL, spread: bool = False) -> _Cell:
+def _ratio(other: str, mine: str = OURS, spread: bool = False) -> _Cell:
     """For two contenders; with `spread`, also the quartiles of the rounds' ratios."""
 
     def cell(report: Report, comparison: Comparison, row: _Row) -> str:
@@ -87,8 +87,8 @@ def _limit(report: Report, comparison: Comparison, row: _Row) -> str:
     if product is None or not row.flop:
         return ""
     share = row.flop / largest_product.FLOP
-    a_second = 1 if product.unit == comparison.unit else 1000
-    return f"{share * min(product.values.values()) / a_second:.3g}"
+    units_per_second = 1 if product.unit == comparison.unit else 1000
+    return f"{share * min(product.values.values()) / units_per_second:.3g}"
 
 
 _STEP_10, _STEP_1 = "training step, 10 a call", "training step, one a call"
@@ -102,11 +102,11 @@ _FLOP_EPOCH = (
     epoch.TRAIN_EXAMPLES * _FLOP + epoch.TEST_EXAMPLES * NOTES.flop("inference")
 ) // NOTES.batch
 _ON_GPU: list[_Column] = [
-    ("by cuDNN / torch", _ratio(TORCH, CUDNN)),
-    ("by the kernel / torch", _ratio(TORCH, KERNEL)),
+    ("by cuDNN / torch", _ratio(TORCH, OURS_CUDNN)),
+    ("by the kernel / torch", _ratio(TORCH, OURS_KERNEL)),
 ]
 
-_OURS: _Column = ("ours", _time(ALL))
+_OURS: _Column = ("ours", _time(OURS))
 
 
 def _beside(heading: str, name: str, spread: bool = False) -> list[_Column]:
@@ -127,22 +127,22 @@ _SHORT = [*_beside_all(spread=False), ("limit", _limit)]
 _ALONE: list[_Column] = [
     *_beside_all(spread=True),
     ("ours / Flax's, memory kept", _ratio(FLAX_KEPT)),
-    ("fused / torch", _ratio(TORCH, FUSED)),
+    ("fused / torch", _ratio(TORCH, OURS_FUSED)),
     *_ON_GPU,
     ("limit", _limit),
 ]
 _STEP = (sections.TRAINING_ALONE, str(NOTES), _FLOP)
 _ALONE_ROWS = [
     _Row(_STEP_1, *_STEP),
-    _Row(_STEP_PLAIN, *_STEP, ours=PLAIN),
+    _Row(_STEP_PLAIN, *_STEP, ours=OURS_DEFAULT_MALLOC),
     _Row(
         _STEP_10,
         *_STEP,
-        ours=CHUNK,
-        torch=TORCH_CHUNK,
-        flax=FLAX_CHUNK,
-        cudnn=CUDNN_CHUNK,
-        kernel=KERNEL_CHUNK,
+        ours=OURS_CHUNKED,
+        torch=TORCH_CHUNKED,
+        flax=FLAX_CHUNKED,
+        cudnn=OURS_CUDNN_CHUNKED,
+        kernel=OURS_KERNEL_CHUNKED,
     ),
     _Row(
         "training step, one core each",
@@ -163,19 +163,19 @@ _TOGETHER: list[_Column] = [
     *_beside("torch", TORCH),
     *_beside("torch.compile", TORCH_COMPILED),
     *_beside("Flax's RNN", FLAX),
-    ("fused / torch", _ratio(TORCH, FUSED)),
+    ("fused / torch", _ratio(TORCH, OURS_FUSED)),
     *_ON_GPU,
 ]
 _TOGETHER_ROWS = [
     _Row(_STEP_1, sections.TRAINING, str(NOTES)),
-    _Row(_STEP_10, sections.TRAINING, str(NOTES), ours=CHUNK, flax=FLAX_CHUNK),
+    _Row(_STEP_10, sections.TRAINING, str(NOTES), ours=OURS_CHUNKED, flax=FLAX_CHUNKED),
     *(_Row(label, sections.INFERENCE, work) for label, work, _ in _INFERENCE),
 ]
 _EAGER: list[_Column] = [
-    *(_OURS, ("fused", _time(FUSED))),
+    *(_OURS, ("fused", _time(OURS_FUSED))),
     *_beside("torch", TORCH),
     *_beside("Flax's RNN", FLAX),
-    ("fused / torch", _ratio(TORCH, FUSED)),
+    ("fused / torch", _ratio(TORCH, OURS_FUSED)),
     *_ON_GPU,
 ]
 _EAGER_ROWS = [
@@ -190,7 +190,7 @@ _GRID: list[_Column] = [
     ("/ torch", _ratio(TORCH)),
     ("/ Flax", _ratio(FLAX)),
     ("/ torch, tuned", _ratio(TORCH_TUNED)),
-    ("fused / torch", _ratio(TORCH, FUSED)),
+    ("fused / torch", _ratio(TORCH, OURS_FUSED)),
     *_ON_GPU,
 ]
 

@@ -13,7 +13,7 @@ from experiments.benchmark.timing import Work
 _FLOAT32 = ("highest", "float32", "F32_F32_F32")
 
 
-def device_like_jaxs() -> str:
+def device_matching_jax() -> str:
     """`cuda` where JAX computes on a GPU, with products as precise as JAX's there."""
     if jax.default_backend() != "gpu":
         return "cpu"
@@ -48,18 +48,18 @@ class TorchLSTM:
         self,
         threads: int,
         compiled: bool = False,
-        steps_a_call: int = 1,
+        steps_per_call: int = 1,
         fused_adam: bool | None = None,
     ):
         """`fused_adam=None` leaves it to torch, which on a CPU loops in Python."""
         self._threads = threads
         self._compiled = compiled
-        self.steps_a_call = steps_a_call
+        self.steps_per_call = steps_per_call
         self._fused_adam = fused_adam
 
     def training(self, sizes: Sizes) -> Work:
-        """`steps_a_call` steps: forward, backward, Adam; a GPU is waited for once."""
-        device = device_like_jaxs()
+        """`steps_per_call` steps: forward, backward, Adam; a GPU is waited for once."""
+        device = device_matching_jax()
         model = self._model(sizes).to(device)
         inputs, labels = (tensor.to(device) for tensor in self._batch(sizes))
         optimizer = torch.optim.Adam(
@@ -74,14 +74,14 @@ class TorchLSTM:
             optimizer.step()
 
         def steps():
-            for _ in range(self.steps_a_call):
+            for _ in range(self.steps_per_call):
                 step()
 
         return functools.partial(self._run, device, steps)
 
     def inference(self, sizes: Sizes) -> Work:
         """Logits of one batch."""
-        device = device_like_jaxs()
+        device = device_matching_jax()
         model = self._model(sizes).to(device).eval()
         inputs = self._batch(sizes)[0].to(device)
 
@@ -97,7 +97,7 @@ class TorchLSTM:
 
     def eager_gradient(self, sizes: Sizes) -> Work:
         """The gradient of the logits' sum with respect to all parameters."""
-        device = device_like_jaxs()
+        device = device_matching_jax()
         model = self._model(sizes).to(device)
         inputs = self._batch(sizes)[0].to(device)
 

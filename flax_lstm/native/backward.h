@@ -33,22 +33,22 @@ struct Backward : Layer {
   int64_t scratch_size() const { return chunks() * chunk_size(); }
 
   void run(xla::ffi::ThreadPool& pool) {
-    const int64_t of_h = divided_up(units, kPanel);
-    const int64_t of_x = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
-    const int64_t panels = of_h + of_x;
+    const int64_t h_panels = divided_up(units, kPanel);
+    const int64_t x_panels = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
+    const int64_t panels = h_panels + x_panels;
     in_place_ = batch <= kFewRows &&
                 (batch * steps <= kFewInAll ? has_medium_weights() : has_large_weights());
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
-    packed_x_ = packed_h_ + of_h * panel_size();
+    packed_x_ = packed_h_ + h_panels * panel_size();
     std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
     std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
 
     in_phases(pool, threads, 1, in_place_ ? 0 : panels, [&](int64_t, int64_t panel) {
-      if (panel < of_h) {
+      if (panel < h_panels) {
         pack(w_h, units, packed_h_, panel);
       } else {
-        pack(w_x, inputs, packed_x_, panel - of_h);
+        pack(w_x, inputs, packed_x_, panel - h_panels);
       }
     });
     const auto give_h = [&](int64_t s, int64_t panel, Share rows) {
@@ -61,17 +61,17 @@ struct Backward : Layer {
     };
     if (by_units) {
       // A step is two phases: all gates' gradients first, then what they give.
-      const int64_t items = std::max(of_h, threads);
+      const int64_t items = std::max(h_panels, threads);
       in_phases(pool, threads, 2 * steps, items, [&](int64_t phase, int64_t item) {
         const int64_t s = steps - 1 - phase / 2;
         if (phase % 2 == 0) {
           if (item < threads) gates_of(s, share_of(batch, item, threads));
-        } else if (item < of_h) {
+        } else if (item < h_panels) {
           give_h(s, item, {0, batch});
         }
       });
       // Outside the loop, so that W_x is read only once.
-      in_phases(pool, threads, 1, of_x, [&](int64_t, int64_t panel) {
+      in_phases(pool, threads, 1, x_panels, [&](int64_t, int64_t panel) {
         give_x(0, panel, {0, steps * batch});
       });
     } else {
@@ -79,8 +79,8 @@ struct Backward : Layer {
         const Share rows = rows_of(part);
         for (int64_t s = steps - 1; s >= 0; --s) {
           gates_of(s, rows);
-          for (int64_t panel = 0; panel < of_h; ++panel) give_h(s, panel, rows);
-          for (int64_t panel = 0; panel < of_x; ++panel) give_x(time(s), panel, rows);
+          for (int64_t panel = 0; panel < h_panels; ++panel) give_h(s, panel, rows);
+          for (int64_t panel = 0; panel < x_panels; ++panel) give_x(time(s), panel, rows);
         }
       });
     }

@@ -63,12 +63,12 @@ struct Layer {
     constexpr int64_t kLeastRows = 8;
     constexpr int64_t kPartsAThread = 4;
     constexpr int64_t kRowsAPart = 2 * kRows;
-    const int64_t of_rows = batch / kLeastRows;
-    const int64_t of_units = divided_up(units, kPanel);  // In the backward loop.
+    const int64_t row_shares = batch / kLeastRows;
+    const int64_t unit_panels = divided_up(units, kPanel);  // In the backward loop.
     by_units = available > 1 &&
-               ((of_rows < std::min(available, of_units) && has_medium_weights()) ||
+               ((row_shares < std::min(available, unit_panels) && has_medium_weights()) ||
                 (batch < kFewRows * available && has_large_weights()));
-    const int64_t most = by_units ? divided_up(units, kLanes) : of_rows;
+    const int64_t most = by_units ? divided_up(units, kLanes) : row_shares;
     threads = std::clamp<int64_t>(most, 1, available);
     // A thread that another process holds up leaves parts to the others. But every part
     // reads all weights, and large ones from beyond the core's cache.

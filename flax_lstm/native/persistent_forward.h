@@ -1,8 +1,8 @@
 // The recurrence of persistent.h, forward.
 //
-// Four threads, each with its number as its gate, compute shares of all sums of one unit, or
-// of two; by adding its neighbours' shares, each gets the sums of its gate. For a row and
-// unit, the thread that holds the state receives the other three gates.
+// Four threads, each with its number as its gate, compute shares of all sums of one unit,
+// or of two; by adding its neighbours' shares, each gets the sums of its gate. For a row
+// and unit, the thread that holds the state receives the other three gates.
 
 #pragma once
 

@@ -55,10 +55,10 @@ CONTENDERS = {
     "torch": torch_lstm,
 }
 CHUNKS = {
-    "ours_in_chunks": lambda: Ours("auto", all_devices=True, steps_a_call=3),
-    "flax_in_chunks": lambda: FlaxRNN(steps_a_call=3),
+    "ours_in_chunks": lambda: Ours("auto", all_devices=True, steps_per_call=3),
+    "flax_in_chunks": lambda: FlaxRNN(steps_per_call=3),
     "torch_in_chunks_with_fused_adam": lambda: torch_lstm(
-        steps_a_call=3, fused_adam=True
+        steps_per_call=3, fused_adam=True
     ),
 }
 
@@ -91,8 +91,8 @@ def test_contenders_train_the_same_model_for_as_many_steps():
     pytest.importorskip("torch", reason="torch is one of the contenders")
     from experiments.benchmark.torch_lstm import Classifier
 
-    ours = Ours("scan", all_devices=False, steps_a_call=3)
-    flax = FlaxRNN(steps_a_call=3)
+    ours = Ours("scan", all_devices=False, steps_per_call=3)
+    flax = FlaxRNN(steps_per_call=3)
     mesh = ours._mesh(TINY)
     state = replicated(ours._state(TINY), mesh)
     after = ours._step(mesh)(state, ours._batch(TINY, mesh))
@@ -362,7 +362,7 @@ def dying_work():
 
 
 # One of each way to make the work and to set malloc.
-ALONE_BY_DEFAULT = (contenders.CHUNK, contenders.FLAX_KEPT, contenders.TORCH)
+ALONE_BY_DEFAULT = (contenders.OURS_CHUNKED, contenders.FLAX_KEPT, contenders.TORCH)
 
 
 def processes():
