@@ -15,7 +15,10 @@ from flax_lstm._torch_classifier import (
     classifier_params_from_torch as classifier_params_from_torch,
     classifier_params_to_torch as classifier_params_to_torch,
 )
-from flax_lstm._torch_training import scale_by_torch_biases as scale_by_torch_biases
+from flax_lstm._torch_training import (
+    clip_by_torch_global_norm as clip_by_torch_global_norm,
+    scale_by_torch_biases as scale_by_torch_biases,
+)
 from flax_lstm._torch_weights import (
     params_from_torch as params_from_torch,
     params_to_torch as params_to_torch,

@@ -1,13 +1,19 @@
 """Training that follows torch's trajectory although torch has two biases per gate."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
+from flax_lstm import _validation as check
+from flax_lstm._dtypes import at_least_float32
 from flax_lstm._torch_layout import SUMMED_BIASES
 
 if TYPE_CHECKING:
     import optax
+
+# What torch adds to the norm that it divides by.
+_TORCH_EPSILON = 1e-6
 
 
 def scale_by_torch_biases() -> "optax.GradientTransformation":
@@ -28,10 +34,10 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     `optax.chain(optax.adam(1e-3), scale_by_torch_biases())`.
 
     Exact for every elementwise optimizer (SGD, momentum, RMSProp, Adam and its
-    variants). Not covered: whatever combines several elements, such as clipping by
-    global norm (torch's norm counts these gradients twice), LARS, LAMB and Shampoo; and
-    weight decay added to the gradient (`weight_decay` of torch's Adam and SGD), since
-    that would need the two biases separately.
+    variants); for clipping by the global norm there is `clip_by_torch_global_norm`.
+    Not covered: whatever else combines several elements, such as LARS, LAMB and
+    Shampoo; and weight decay added to the gradient (`weight_decay` of torch's Adam and
+    SGD), since that would need the two biases separately.
 
     Returns:
         A stateless `optax.GradientTransformation`. It touches the leaves
@@ -55,11 +61,71 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     import optax  # Here, so that `import flax_lstm` does not have to wait for it.
 
     def double(path, update):
-        # The path of a boxed parameter (with metadata) has more entries after these.
-        names = [key.key for key in path if hasattr(key, "key")][-2:]
-        is_summed = len(names) == 2 and names[0] in SUMMED_BIASES
-        return 2 * update if is_summed and names[1] == "bias" else update
+        return 2 * update if _is_summed_bias(path) else update
 
     return optax.stateless(
         lambda updates, params: jax.tree_util.tree_map_with_path(double, updates)
     )
+
+
+def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation":
+    r"""Clips gradients as torch's `clip_grad_norm_` does, with both biases in the norm.
+
+    The norm counts the gradient of each bias that stands for the sum of two torch
+    biases twice, as each of those has it:
+
+    .. math::
+        N = \sqrt{\sum_w |g_w|^2 + 2 \sum_b |g_b|^2}, \quad
+        g' = g · \min\left(1, \frac{\text{max\_norm}}{N + 10^{-6}}\right)
+
+    Chain it before the optimizer, as torch clips before the step::
+
+        optax.chain(clip_by_torch_global_norm(1.0), optax.adam(1e-3),
+                    scale_by_torch_biases())
+
+    Args:
+        max_norm: the largest norm, as torch counts it, positive; a number, or a scalar
+            array (as of `optax.inject_hyperparams`), which is not checked.
+
+    Returns:
+        A stateless `optax.GradientTransformation` of trees in which the biases that
+        count twice are those of `scale_by_torch_biases`. The norm is summed up in
+        float32 at least. NaN and infinity spread to the other gradients as in torch.
+
+    Raises:
+        TypeError, ValueError: `max_norm` is not a positive number.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from flax_lstm import clip_by_torch_global_norm
+        >>> tx = clip_by_torch_global_norm(1.0)
+        >>> grads = {'hi': {'bias': jnp.ones(2), 'kernel': jnp.ones((2, 6))}}
+        >>> updates, _ = tx.update(grads, tx.init(grads))
+        >>> f"{updates['hi']['bias'][0]:.3f}"
+        '0.250'
+
+    Source: `torch.nn.utils.clip_grad_norm_
+    <https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html>`_
+    """
+    import optax
+
+    if not isinstance(max_norm, jax.Array):
+        check.require_positive_number("max_norm", max_norm)
+
+    def sum_of_squares(path, gradient):
+        wide = gradient.astype(at_least_float32(gradient.dtype))
+        return jnp.sum(wide * wide) * (2 if _is_summed_bias(path) else 1)
+
+    def clip(gradients, params):
+        sums = jax.tree_util.tree_map_with_path(sum_of_squares, gradients)
+        norm = jnp.sqrt(sum(jax.tree.leaves(sums)))
+        scale = jnp.minimum(1, max_norm / (norm + _TORCH_EPSILON))
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+
+    return optax.stateless(clip)
+
+
+def _is_summed_bias(path: tuple[Any, ...]) -> bool:
+    # The path of a boxed parameter (with metadata) has more entries after these.
+    names = [key.key for key in path if hasattr(key, "key")][-2:]
+    return len(names) == 2 and names[0] in SUMMED_BIASES and names[1] == "bias"

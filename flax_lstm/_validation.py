@@ -52,6 +52,13 @@ def require_number(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
+def require_positive_number(name: str, value: Any) -> None:
+    """`value` is a number larger than 0, infinity too, and not a bool."""
+    _require_real(name, value, "a positive number")
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
 def _require_real(name: str, value: Any, expected: str) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}")

@@ -14,6 +14,7 @@ from flax_lstm import (
     RNNClassifier,
     StackedLSTM,
     classifier_params_from_torch,
+    clip_by_torch_global_norm,
     scale_by_torch_biases,
 )
 
@@ -110,6 +111,27 @@ def torch_sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
+# A norm that the gradients of most steps exceed, and those of some do not.
+MAX_NORM = 0.3
+
+
+def clipping(make_optimizer):
+    """A function that makes the same optimizer, which clips before every step."""
+
+    def make(parameters):
+        parameters = list(parameters)
+        optimizer = make_optimizer(parameters)
+
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return make
+
+
+SGD = optax.sgd(0.1, momentum=0.9)
 BEFORE_DECAY = optax.chain(
     optax.scale_by_adam(),
     scale_by_torch_biases(),
@@ -120,9 +142,18 @@ BEFORE_DECAY = optax.chain(
 FOLLOWED = {
     "adam": (torch_adam, optax.chain(optax.adam(RATE), scale_by_torch_biases())),
     "adamw": (torch_adamw, BEFORE_DECAY),
-    "sgd": (
-        torch_sgd,
-        optax.chain(optax.sgd(0.1, momentum=0.9), scale_by_torch_biases()),
+    "sgd": (torch_sgd, optax.chain(SGD, scale_by_torch_biases())),
+    "clipped_adam": (
+        clipping(torch_adam),
+        optax.chain(
+            clip_by_torch_global_norm(MAX_NORM),
+            optax.adam(RATE),
+            scale_by_torch_biases(),
+        ),
+    ),
+    "clipped_sgd": (
+        clipping(torch_sgd),
+        optax.chain(clip_by_torch_global_norm(MAX_NORM), SGD, scale_by_torch_biases()),
     ),
 }
 
@@ -139,8 +170,9 @@ def test_float32_follows_too():
 
 
 @pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
-def test_the_other_cells_follow_too(kind):
-    assert max(deviations(*FOLLOWED["adam"], kind=kind)) < TOLERANCE
+@pytest.mark.parametrize("name", ["adam", "clipped_sgd"])
+def test_the_other_cells_follow_too(kind, name):
+    assert max(deviations(*FOLLOWED[name], kind=kind)) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -156,6 +188,11 @@ NOT_FOLLOWED = {
         torch_adamw,
         optax.chain(optax.adamw(RATE, weight_decay=0.1), scale_by_torch_biases()),
     ),
+    "one_bias_in_the_norm": (
+        clipping(torch_sgd),
+        optax.chain(optax.clip_by_global_norm(MAX_NORM), SGD, scale_by_torch_biases()),
+    ),
+    "not_clipped": (clipping(torch_sgd), FOLLOWED["sgd"][1]),
 }
 
 
@@ -216,3 +253,53 @@ def test_biases_in_a_box_are_doubled_too():
     assert isinstance(layer["hi"]["bias"], nn.Partitioned)
     np.testing.assert_array_equal(layer["hi"]["bias"].value, 2 * np.ones(H))
     np.testing.assert_array_equal(layer["hi"]["kernel"], np.ones((H, H)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_clipping_keeps_dtypes_and_boxes_and_counts_in_float32(dtype):
+    """A sum of 2000 squares of 1 would end at 256 in bfloat16."""
+    boxed = nn.Partitioned(jnp.ones(1000, dtype), ("units",))
+    gradients = {"hi": {"bias": boxed, "kernel": jnp.ones(2000, dtype)}}
+    tx = clip_by_torch_global_norm(4.0)
+    clipped, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
+    assert jax.tree.structure(clipped) == jax.tree.structure(gradients)
+    # 4 / √(2·1000 + 2000), rounded to the dtype.
+    for leaf in jax.tree.leaves(clipped):
+        assert leaf.dtype == dtype
+        np.testing.assert_allclose(leaf.astype("float32"), 4000**-0.5 * 4, rtol=2**-8)
+
+
+def test_small_gradients_are_not_clipped():
+    gradients = {"hi": {"bias": jnp.full(3, 0.1)}, "head": {"bias": jnp.full(2, -0.2)}}
+    tx = clip_by_torch_global_norm(1.0)
+    clipped, _ = tx.update(gradients, tx.init(gradients))
+    jax.tree.map(np.testing.assert_array_equal, clipped, gradients)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_spreads_as_in_torch(bad):
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([1.0, bad, -2.0])
+    torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+    tx = clip_by_torch_global_norm(1.0)
+    clipped, _ = tx.update({"w": jnp.array([1.0, bad, -2.0])}, tx.init({}))
+    np.testing.assert_array_equal(clipped["w"], parameter.grad)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "error"),
+    [
+        *((value, ValueError) for value in (0, -1.0, float("nan"))),
+        *((value, TypeError) for value in ("1", None, True)),
+    ],
+)
+def test_a_largest_norm_is_a_positive_number(max_norm, error):
+    with pytest.raises(error, match=r"^max_norm: expected a positive number, got"):
+        clip_by_torch_global_norm(max_norm)
+
+
+def test_a_largest_norm_may_be_a_hyper_parameter():
+    tx = optax.inject_hyperparams(clip_by_torch_global_norm)(max_norm=0.5)
+    gradients = {"w": jnp.array([3.0, 4.0])}
+    clipped, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
+    np.testing.assert_allclose(clipped["w"], [0.3, 0.4], rtol=1e-6)
