@@ -196,6 +196,11 @@ def as_lengths(
             f"{name}: expected None with unbatched 2D input of shape {x_shape}; "
             f"cut the sequence to its length instead"
         )
+    if isinstance(lengths, np.ma.MaskedArray):  # NumPy would drop the mask.
+        raise TypeError(
+            f"{name}: expected an array of integers, got {shown(lengths)}; fill it "
+            f"first, for example {name}.filled(0)"
+        )
     array = _as_array(lengths)
     # To NumPy, a duration is an integer.
     integers = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.kind != "m"
@@ -243,6 +248,8 @@ def shown(value: Any) -> str:
     """`value` in an error: short things as they are, others by their type."""
     if isinstance(value, (int, float, complex, bool, str, type(None))):
         return f"{value!r}"
+    if isinstance(value, np.ma.MaskedArray):
+        return f"a masked array of shape {value.shape} and dtype {value.dtype}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"a {type(value).__name__}"

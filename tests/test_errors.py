@@ -632,6 +632,10 @@ def test_a_torch_tensor_that_needs_a_gradient_is_refused_in_torchs_words():
 def test_a_masked_array_is_refused_with_what_to_do():
     with pytest.raises(TypeError, match=r"^input: expected an array.*\.filled\(\)"):
         stack().apply(two_layers(), np.ma.array(X))
+    lengths = np.ma.array([1, 2, 3], mask=[False, True, False])
+    message = r"^seq_lengths: expected .*integers, got a masked array.*\.filled\(0\)"
+    with pytest.raises(TypeError, match=message):
+        stack().apply(two_layers(), X, seq_lengths=lengths)
 
 
 def test_what_is_not_the_inputs_fault_is_not_called_that():
