@@ -172,7 +172,8 @@ def _pooled(parts, input, seq_lengths, *, pooling, deterministic):
         # In one direction the last output is the final state. Read from the state,
         # XLA needs neither the top layer's outputs nor their gradient.
         h_n, *_ = jax.tree.leaves(state)
-        return jnp.concatenate(h_n[-2:] if stack.bidirectional else h_n[-1:], axis=-1)
+        directions = (h_n[-2], h_n[-1]) if stack.bidirectional else (h_n[-1],)
+        return jnp.concatenate(directions, axis=-1)
     if stack.batch_first and output.ndim == 3:
         output = output.swapaxes(0, 1)
     lengths = seq_lengths

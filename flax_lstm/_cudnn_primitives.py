@@ -127,22 +127,22 @@ def _copied(kept, known, gradients):
     """`kept`, which cuDNN overwrites, in a buffer for this call alone.
 
     XLA does not know that it is overwritten, and would pass the same buffer to every
-    backward call of one forward call. So one element is written anew, with its own
-    value: XLA does that in place if no other call reads the buffer, and else in a copy.
-    The condition is never true, since outputs are within ±1, but XLA can't tell; it
-    depends on this call's gradients, or two calls would share what is written. Many of
-    those may be constant zeros (the loss reads h_n alone, or the last step), so the
-    element that is looked at is at an index that XLA can't tell either.
+    backward call of one forward call. So the first elements are written anew, with
+    their own values: XLA does that in place if no other call reads the buffer, and else
+    in a copy. Under a condition that is never true, since outputs are within ±1, which
+    XLA can't tell, they would be numbers out of this call's gradients: two calls differ
+    in one of those at least, or are one. The numbers are at an index that XLA can't
+    tell either, since what it does know (gradients are zeros where a loss does not
+    read) would be the same for both.
     """
     y = known[-1]
     never = y[0, 0, 0] > 2
     index = never.astype(jnp.int32)
-    looked_at = [
+    numbers = [
         jax.lax.dynamic_index_in_dim(gradient.reshape(-1), index, keepdims=False)
         for gradient in gradients
     ]
-    never &= jnp.isinf(sum(looked_at))
-    first = jnp.where(never, 0, kept[:1])
+    first = jnp.where(never, jnp.stack(numbers), kept[: len(numbers)])
     return jax.lax.dynamic_update_slice(kept, first, (0,))
 
 

@@ -85,7 +85,7 @@ def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation"
 
     Args:
         max_norm: the largest norm, as torch counts it, positive; a number, or a scalar
-            array (as of `optax.inject_hyperparams`), which is not checked.
+            JAX array (as of `optax.inject_hyperparams`), which is not checked.
 
     Returns:
         A stateless `optax.GradientTransformation` of trees in which the biases that

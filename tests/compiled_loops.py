@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 
 import pytest
 
@@ -31,18 +32,27 @@ def compile_for_all():
     root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
     os.environ[_ROOT] = str(root)
     os.environ[_CACHE] = str(root / "compiled")
-    compiler, *_ = library.CPU.compiler_command()
-    building = []
-    if shutil.which(compiler):
-        building.append(library.CPU)
-    else:
-        os.environ[_REFUSED] = f"native loops need a C++ compiler, {compiler}"
-    if library.GPU.made_for() and shutil.which(library.GPU.compiler_command()[0]):
-        building.append(library.GPU)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(library.Library.build, building))
+        for_gpu = pool.submit(_compile_for_gpu)
+        compiler, *_ = library.CPU.compiler_command()
+        if shutil.which(compiler):
+            library.CPU.build()
+        else:
+            os.environ[_REFUSED] = f"native loops need a C++ compiler, {compiler}"
+        for_gpu.result()
     os.environ[_CACHE] = str(root / "nothing")
     return root
+
+
+def _compile_for_gpu():
+    if not library.GPU.made_for():
+        return
+    if not shutil.which(library.GPU.compiler_command()[0]):
+        return
+    try:
+        library.GPU.build()
+    except library.BuildError as error:  # The tests that need them say so, too.
+        warnings.warn(f"the GPU's kernels are not compiled: {error}", stacklevel=2)
 
 
 def remove():

@@ -70,11 +70,12 @@ CALLS = {
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory):
     """The persistent kernels, compiled by nvcc for an H100 and known to XLA."""
-    nvcc, *_ = library.GPU.compiler_command()
-    if not shutil.which(nvcc):
+    compiler = library.GPU.compiler_command()
+    if not shutil.which(compiler[0]):
         pytest.skip("needs CUDA's nvcc")
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("NVCC", f"{shlex.quote(nvcc)} -arch=sm_90")
+        for_h100 = [part for part in compiler if part != "-arch=native"]
+        environment.setenv("NVCC", shlex.join([*for_h100, "-arch=sm_90"]))
         environment.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path_factory.mktemp("loops")))
         library.GPU.build()
         assert library.GPU.is_usable()
@@ -130,13 +131,31 @@ def loss(lstm, variables, x, lengths=None, of=of_all):
     return of(y, h, c)
 
 
-# Where a loss does not read, gradients are zeros, which XLA knows.
-LOSSES = {
-    "all": of_all,
-    "final_h": lambda y, h, c: (h[-1] ** 2).sum(),
-    "final_c": lambda y, h, c: (c**2).sum(),
-    "last_step": lambda y, h, c: (y[-1] ** 2).sum(),
-    "inner_steps": lambda y, h, c: (y[3:9, :, 5:] ** 2).sum(),
+def of_its_value(value):
+    return value, 2 * value
+
+
+# What is differentiated, and the gradients that are pulled back, out of its value. Some
+# are constants, which XLA knows: zeros where a result is not read, or all of them.
+PULLED_BACK = {
+    "all": (of_all, of_its_value),
+    "final_h": (lambda y, h, c: (h[-1] ** 2).sum(), of_its_value),
+    "final_c": (lambda y, h, c: (c**2).sum(), of_its_value),
+    "last_step": (lambda y, h, c: (y[-1] ** 2).sum(), of_its_value),
+    "inner_steps": (lambda y, h, c: (y[3:9, :, 5:] ** 2).sum(), of_its_value),
+    "two_constants": (lambda y, h, c: y.sum(), lambda _: (1.0, 2.0)),
+    "sum_and_mean": (
+        lambda y, h, c: (y.sum(), y.mean()),
+        lambda _: ((1.0, 0.0), (0.0, 1.0)),
+    ),
+    "the_same_of_two_results": (
+        lambda y, h, c: (y.sum(), h.sum()),
+        lambda value: ((value[0], 0.0), (0.0, value[0])),
+    ),
+    "two_steps": (
+        lambda y, h, c: (y[3].sum(), y[4].sum()),
+        lambda _: ((1.0, 0.0), (0.0, 1.0)),
+    ),
 }
 
 
@@ -167,13 +186,17 @@ def test_arrays_lie_as_they_are_read(batch_first, with_lengths, implementation, 
         assert set(layouts) <= {"2,1,0", "1,0"}, (results, defined)
 
 
-@pytest.mark.parametrize("of", LOSSES.values(), ids=LOSSES)
-def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(of, h100):
+@pytest.mark.parametrize(
+    ("of", "gradients"), PULLED_BACK.values(), ids=PULLED_BACK.keys()
+)
+def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(
+    of, gradients, h100
+):
     lstm = StackedLSTM(I, H, 2, implementation="cudnn")
 
     def twice(variables, x):
         value, pullback = jax.vjp(partial(loss, lstm, of=of), variables, x)
-        return pullback(value), pullback(2 * value)
+        return tuple(map(pullback, gradients(value)))
 
     text = compiled(twice, h100, *shapes(lstm, batch_first=False))
     forward, backward = calls("cudnn", text)
@@ -181,7 +204,7 @@ def test_calls_backward_for_one_forward_share_nothing_that_cudnn_writes(of, h100
     operands = [re.findall(r"%[\w.-]+", names) for _, names in backward]
     kept = 8  # Behind three gradients, x, h_0, c_0, weights and y.
     assert operands[0][kept] != operands[1][kept]
-    assert operands[0][kept - 1] == operands[1][kept - 1]
+    assert operands[0][kept - 1] == operands[1][kept - 1]  # y.
     # In place for one of them.
     assert len(copies_of_what_is_kept(text)) == 1
 

@@ -112,9 +112,9 @@ SIZES = {
     "more_blocks_than_processors": (2, 19, 3, 31),
     "more_registers": (3, 1, 4, 50),
     "more_registers_by_eight": (2, 9, 3, 64),
-    "shared_memory": (3, 2, 4, 128),
+    "shared_memory": (3, 2, 4, 127),
     "shared_memory_by_two": (3, 3, 4, 65),
-    "shared_memory_by_four": (2, 6, 4, 128),
+    "shared_memory_by_four": (2, 7, 4, 97),
     "shared_memory_by_eight": (2, 9, 3, 100),
 }
 
@@ -323,13 +323,14 @@ def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
-    compiler, *_ = library.GPU.compiler_command()
-    if not shutil.which(compiler):
+    compiler = library.GPU.compiler_command()
+    if not shutil.which(compiler[0]):
         pytest.skip("needs CUDA's nvcc")
     native = pathlib.Path(library.__file__).parent
     done = subprocess.run(
         [
-            *(compiler, "-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
+            *(part for part in compiler if part != "-arch=native"),
+            *("-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
             *("-isystem", jax.ffi.include_dir(), native / library.GPU.source),
             *("-o", tmp_path / "lstm.so"),
         ],

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 
 from flax_lstm import GRUClassifier, StackedGRU
 
@@ -54,13 +55,14 @@ def attention(row, params):
 POOLINGS = {"last": last, "final": final, "mean": mean, "attention": attention}
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_head_reads_each_rows_own_steps_pooled(pooling):
-    model = classifier(pooling)
+def test_the_head_reads_each_rows_own_steps_pooled(pooling, num_layers):
+    model = classifier(pooling, num_layers=num_layers)
     x, variables = drawn(model)
     logits = model.apply(variables, x, seq_lengths=LENGTHS)
     params = variables["params"]
-    stack = StackedGRU(I, H, batch_first=True, bidirectional=True)
+    stack = StackedGRU(I, H, num_layers, batch_first=True, bidirectional=True)
     output, _ = stack.apply({"params": params["gru"]}, x, seq_lengths=LENGTHS)
     for row, length in enumerate(LENGTHS):
         steps = np.asarray(output[row, :length])
@@ -134,13 +136,32 @@ def test_traced_lengths_count_as_known_ones_do(pooling):
         np.testing.assert_allclose(run(lengths), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_with_one_direction_the_final_state_is_the_last_output():
-    x, variables = drawn(classifier("last", bidirectional=False))
-    last, final = (
-        classifier(pooling, bidirectional=False).apply(variables, x)
-        for pooling in ("last", "final")
-    )
-    np.testing.assert_array_equal(last, final)
+@pytest.mark.parametrize("pooling", ["last", "final"])
+def test_with_one_direction_the_last_output_is_the_final_state(pooling):
+    model = classifier(pooling, bidirectional=False, num_layers=2)
+    x, variables = drawn(model)
+    logits = model.apply(variables, x)
+    params = variables["params"]
+    stack = StackedGRU(I, H, 2, batch_first=True)
+    output, _ = stack.apply({"params": params["gru"]}, x)
+    head = params["head"]
+    expected = output[:, -1] @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_mesh_with_explicit_sharding_gives_the_same_logits(pooling):
+    model = classifier(pooling)
+    x, variables = drawn(model)
+    run = jax.jit(lambda v, x, lengths: model.apply(v, x, seq_lengths=lengths))
+    expected = run(variables, x, LENGTHS)
+    mesh = jax.make_mesh((2,), ("rows",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, Spec("rows"))
+        x, lengths = jax.device_put((x, LENGTHS), rows)
+        logits = run(jax.device_put(variables, NamedSharding(mesh, Spec())), x, lengths)
+    assert jax.typeof(logits).sharding.spec == Spec("rows", None)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_without_a_query_attention_is_the_mean():

@@ -16,7 +16,7 @@ from experiments.benchmark.timing import calls_of
 COUNTS = (1, 2, 4, 8)
 _STRONG_ROWS = 200
 _WEAK_ROWS = 50
-_STEPS_A_CALL = 10
+_STEPS_PER_CALL = 10
 
 
 def scaling(seconds: float) -> Iterator[Comparison]:
@@ -36,10 +36,12 @@ def _compare(section, rows, seconds) -> Comparison:
     names = {count: f"{count} device{'s' if count > 1 else ''}" for count in counts}
     works, units = {}, {}
     for count, name in names.items():
-        contender = Ours("fused", True, steps_per_call=_STEPS_A_CALL, num_devices=count)
+        contender = Ours(
+            "fused", True, steps_per_call=_STEPS_PER_CALL, num_devices=count
+        )
         work = contender.training(NOTES._replace(batch=rows(count)))
         works[name] = calls_of(work)
-        units[name] = _STEPS_A_CALL
+        units[name] = _STEPS_PER_CALL
     ratios = tuple((names[count], names[1]) for count in counts[1:])
     size = f"T {NOTES.steps}, H {NOTES.hidden}, L {NOTES.layers}"
     return compare(section, size, works, seconds, ratios, units=units)

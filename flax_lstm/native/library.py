@@ -208,10 +208,12 @@ class Library:
                 f"{done.returncode} from `{shlex.join(command)}`:\n{said}"
             )
         if self.compiled_for_another and self.compiled_for_another in said:
+            named = [part for part in compiler if not part.startswith("-arch")]
+            for_h100 = shlex.quote(shlex.join([*named, "-arch=sm_90"]))
             raise BuildError(
                 f"{variable}: expected a compiler that finds this machine's GPU, got "
                 f"from `{shlex.join(command)}`:\n{said}\nName the GPU's kind, as in "
-                f"{variable}='{compiler[0]} -arch=sm_90' for an H100"
+                f"{variable}={for_h100} for an H100"
             )
         if not to.is_file():
             raise BuildError(

@@ -33,9 +33,9 @@ struct Shape {
   static constexpr int kInRegisters = kInRegisters_;  // Of a thread's weights.
   static constexpr int kThreads = 16 * kUnits / kSums;
   static constexpr int kInShared = kUnits * kSums / 4 - kInRegisters;
-  // Four threads hold the state of so many units, each that of one.
+  // Units whose state a group of four threads holds; each thread holds that of one.
   static constexpr int kPerFour = kSums / 4;
-  // So many threads hold a unit's state; each has the rows in turn.
+  // Threads that hold one unit's state: each has every kOwners-th row.
   static constexpr int kOwners = 4 / kPerFour;
   static constexpr int kOwned = (kRows + kOwners - 1) / kOwners;
   static_assert(kUnits % 32 == 0 && kInRegisters % 4 == 0 && kInShared >= 0);
