@@ -62,8 +62,8 @@ def require_one_way(package, order):
     root = ROOT / package
 
     def place(name):
-        folder = name.split("/")[0]
-        return name if name in order else folder + "/" * (f"{folder}/" in order)
+        folder = f"{name.partition('/')[0]}/"
+        return folder if folder in order else name
 
     names = [str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.py")]
     names = [name for name in names if "__" not in name]
