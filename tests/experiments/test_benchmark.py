@@ -226,10 +226,9 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
 @pytest.mark.parametrize(
     ("results", "count"),
     [
-        ("benchmark-2-cores", 3),
-        ("avx512-2-cores", 1),
-        ("avx512-grid-2-cores", 1),
-        ("eager-2-cores", 1),
+        ("benchmark-2-cores", 4),
+        ("avx2-2-cores", 3),
+        ("xeon-2-cores", 1),
     ],
 )
 def test_the_text_has_the_tables_of_the_results(results, count):
