@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from kinds import KINDS, unpacked
+from oracle import torch
 
 from flax_lstm import params_from_torch
-
-torch = pytest.importorskip("torch", reason="torch is the oracle")
 
 # Of torch's options; now and then out of its ranges.
 OPTIONS = {

@@ -21,11 +21,10 @@ import numpy as np
 import numpy_stack
 import pytest
 from cudnn_stand_in import stand_in_for_cudnn
-from kinds import KINDS, lay_out_as_if_large, packed, unpacked
+from kinds import KINDS, lay_out_as_if_large, packed, trace_layers_anew, unpacked
+from oracle import torch
 
 from flax_lstm import params_from_torch
-
-torch = pytest.importorskip("torch", reason="torch is the oracle of this module")
 
 T, B, I, H = 5, 3, 4, 5  # noqa: E741
 LENGTHS = np.array([3, 1, 5])  # Not sorted; one row is full, one is a single step.
@@ -312,6 +311,8 @@ def test_so_many_options_stand_together(tested, all_cases, strength):
 
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
+    if case not in FAST:
+        trace_layers_anew(monkeypatch)
     if case.implementation == FUSED_LARGE:
         lay_out_as_if_large(monkeypatch)
     if case.implementation == "cudnn":

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracle import torch
 from torch_classifier import TorchClassifier
 
 from flax_lstm import (
@@ -17,8 +18,6 @@ from flax_lstm import (
     clip_by_torch_global_norm,
     scale_by_torch_biases,
 )
-
-torch = pytest.importorskip("torch", reason="torch is the oracle of this module")
 
 T, B, I, H, CLASSES = 5, 4, 3, 6, 3  # noqa: E741
 STEPS, RATE = 50, 1e-3

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from kinds import KINDS
+from oracle import torch
 from torch_classifier import TorchClassifier
 
 from flax_lstm import (
@@ -23,8 +24,6 @@ from flax_lstm import (
     params_from_torch,
     params_to_torch,
 )
-
-torch = pytest.importorskip("torch", reason="torch is the oracle of this module")
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 # The order of float32 sums, at outputs below 1.

@@ -32,9 +32,9 @@ FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Long epochs, so that a run can be stopped inside one.
 WIDE = ("--batch_size=1", "--hidden_size=256")
 LONG = ("--num_epochs=2", "--dropout=0.1", *WIDE)
-LONG_BEST = ("--recipe=best", "--num_epochs=3", *WIDE)
 # Few steps, behind each of which SLEEPER sleeps.
 SLEPT = ("--num_epochs=2", "--dropout=0.1")
+SLEPT_BEST = ("--recipe=best", "--num_epochs=3")
 # The command, but for an epoch 2 that is long by what costs nothing: 15 times half a
 # second, in which a signal finds it on the slowest and the fastest machine.
 SLEEPER = """if True:
@@ -108,7 +108,7 @@ def uninterrupted(tmp_path_factory):
         (start_sleeper, SLEPT, signal.SIGTERM),
         pytest.param(start, LONG, signal.SIGINT, marks=pytest.mark.long),
         # The mean of the parameters, the schedule and the warps go on as well.
-        pytest.param(start, LONG_BEST, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(start_sleeper, SLEPT_BEST, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
@@ -125,7 +125,7 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     assert noted.startswith("stopping after the steps under way")
     assert re.search(rf"stopped by {number.name}; saved at step \d+ of epoch 2", ended)
     assert len(rows_of(workdir)) == 1
-    if flags != LONG_BEST:  # A schedule's step sizes belong to one number of epochs.
+    if flags != SLEPT_BEST:  # A schedule's step sizes belong to one number of epochs.
         copy = shutil.copytree(workdir, tmp_path / "copy")
         tested = train(copy, *flags[1:], "--num_epochs=1")
         assert re.search(
