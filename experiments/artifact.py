@@ -39,7 +39,7 @@ class Artifact:
 def export_classifier(classifier: RestoredClassifier) -> Artifact:
     """`classifier` as a function of raw images, as datasets store them.
 
-    Its input is uint8 (b, rows, columns) for any number b, its output the logits,
+    Its input is uint8 (b, rows, columns) for any b from 1 on, its output the logits,
     float32 (b, num_classes): the division by white and the order in which pixels are
     read are part of it.
     """
@@ -55,8 +55,8 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
     exported = jax.export.export(jax.jit(classify), platforms=PLATFORMS)(images)
     (logits,) = exported.out_avals
     description = {
-        "input": f"{images.dtype} {_named(images)}: b images, {side} rows of "
-        f"{side} pixels, from 0 (paper) to {white} (full ink)",
+        "input": f"{images.dtype} {_named(images)}: b images (1 or more), "
+        f"{side} rows of {side} pixels, from 0 (paper) to {white} (full ink)",
         "output": f"{logits.dtype} {_named(logits)}: logits; their softmax is the "
         f"probability of each class, their argmax the prediction",
         "platforms": list(exported.platforms),

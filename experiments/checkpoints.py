@@ -25,6 +25,8 @@ from flax_lstm.checkpoint import (
     UnfinishedCheckpointError,
     checkpoint_steps,
     classifier_options,
+    manifest_path,
+    orbax_path,
     read_config,
     remove_stale_manifests,
     write_manifest,
@@ -32,6 +34,9 @@ from flax_lstm.checkpoint import (
 
 _KEPT = 3
 _ASIDE = "damaged-"
+_WILDCARDS = "[*?"
+# What a folder that Orbax finished has; one is enough, where others were damaged.
+_PARTS = ("_CHECKPOINT_METADATA", CONFIG, PARAMS, TRAINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +63,47 @@ class Found:
     damaged: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
+def require_storable(workdir: str) -> None:
+    """To be called before anything is trained.
+
+    Raises:
+        RunError: Orbax could not write in `workdir`, or not read what it wrote there.
+    """
+    try:
+        path = orbax_path(workdir)
+    except ValueError as error:
+        raise RunError(f"--workdir: {str(error).removeprefix('path: ')}") from error
+    found = [character for character in _WILDCARDS if character in path]
+    if found:
+        raise RunError(
+            f"--workdir: expected a path without {' '.join(found)}, which Orbax takes "
+            f"for a pattern where it looks for what it wrote, got {path}"
+        )
+
+
 def find(workdir: str) -> Found:
     """Looks for the newest checkpoint whose files are all as they were written.
 
     Raises:
         RunError: there are some, but none is intact; or one can't be read; or there is
-            none although the run had several epochs.
+            none although the run had several epochs; or something else has the name of
+            a checkpoint.
     """
     if not os.path.isdir(workdir):
         return Found()
     damaged: dict[int, str] = {}
     only_unfinished = True
     try:
-        for step in reversed(checkpoint_steps(workdir)):
+        steps = checkpoint_steps(workdir)
+        _require_own(workdir, steps)
+        for step in reversed(steps):
             try:
                 return Found(_recorded(read_config(workdir, step)), damaged)
             except DamagedCheckpointError as error:
                 damaged[step] = str(error)
                 only_unfinished &= isinstance(error, UnfinishedCheckpointError)
+    except RunError:
+        raise
     except Exception as error:  # Orbax raises many kinds for what is no checkpoint.
         raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
     # If the very first save was cut short, there is nothing to continue from, and
@@ -91,6 +119,18 @@ def find(workdir: str) -> Found:
         f"--workdir: no checkpoint in {workdir} is sound ({problems}); give another "
         f"--workdir to begin anew"
     )
+
+
+def _require_own(workdir: str, steps: list[int]) -> None:
+    """Orbax would remove somebody's folder `7` as the checkpoint of an old step."""
+    for step in steps:
+        folder = os.path.join(workdir, str(step))
+        parts = (os.path.join(folder, part) for part in _PARTS)
+        if not any(map(os.path.exists, (*parts, manifest_path(workdir, step)))):
+            raise RunError(
+                f"--workdir: expected no folders but checkpoints with numbers as "
+                f"names, got {folder}; rename it, or give another --workdir"
+            )
 
 
 def set_aside(workdir: str, steps: dict[int, str]) -> None:
@@ -126,7 +166,7 @@ class Checkpoints:
     def __init__(self, workdir: str, dataset: Choice, parameters: HyperParameters):
         try:
             self._manager = ocp.CheckpointManager(
-                os.path.abspath(workdir),
+                orbax_path(workdir),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT),
                     cleanup_tmp_directories=True,

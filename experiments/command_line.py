@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
     program = _program()
     _open_closed_streams()
+    _print_anything()
     _end_on_interrupt(program)
     _tell_warnings_once(program)
 
@@ -70,6 +72,13 @@ def _open_closed_streams() -> None:
             null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, null)
             setattr(sys, f"__{name}__", null)
+
+
+def _print_anything() -> None:
+    """What the terminal's encoding lacks is printed as an escape sequence."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:

@@ -135,12 +135,22 @@ def _read_grey(file: BinaryIO, name: str) -> np.ndarray:
 
 
 def _grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = _of_8_bits(image)
     if image.has_transparency_data:
         return _flattened(image)
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey, which Pillow clips at 255 instead of scaling it."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    # PNG: one value of the 16 bits is transparent.
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray((values != transparent).astype(np.uint8) * 255))
+    return grey
 
 
 def _flattened(image: Image.Image) -> Image.Image:

@@ -3,11 +3,14 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
+from typing import IO
 
 from experiments.errors import RunError
 
 _FILE_NAME = ".lock"
+_MOMENT_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -37,17 +40,34 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
             yield
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            locked = _lock(file)
+            if locked:
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+        except OSError as error:
+            raise RunError(
+                f"--workdir: can't lock and write {file.name} ({error.strerror})"
+            ) from error
+        if not locked:
             file.seek(0)
             raise RunError(
                 f"--workdir: {workdir} is in use by another run (process "
                 f"{file.read().strip() or 'unknown'})"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            )
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether it could be had; `is_held` of other processes has it for a moment."""
+    end = time.monotonic() + _MOMENT_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
 
 
 def is_held(workdir: str) -> bool:

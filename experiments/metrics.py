@@ -18,21 +18,24 @@ def rows(workdir: str) -> list[dict[str, Any]]:
     """One row for each finished epoch, the first one first; [] if there are none.
 
     Raises:
-        RunError: the file can't be read.
+        RunError: the file can't be read, or is damaged before its last line.
     """
     path = os.path.join(workdir, FILE_NAME)
-    sound: list[dict[str, Any]] = []
     try:
         with open(path, "rb") as file:
-            for line in file:
-                row = _row(line)
-                if row is None:
-                    break  # Cut short by a crash; nothing sound follows it.
-                sound.append(row)
+            found = [_row(line) for line in file]
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        return []
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror}") from error
+    sound = [row for row in found if row is not None]
+    # A crash cuts the last line short; nothing sound follows it.
+    if found[: len(sound)] != sound:
+        number = found.index(None) + 1
+        raise RunError(
+            f"expected a row of metrics in line {number} of {path}, as in those after "
+            f"it; mend or remove that line"
+        )
     return sound
 
 

@@ -14,6 +14,7 @@ from experiments.run_flags import define_mnist_folders, define_path
 from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
+_MOST = 2**31 - 1  # In an int32.
 
 
 def _of_recipes(option: str) -> str:
@@ -59,10 +60,18 @@ flags.DEFINE_enum(
     "mean weighted by learned attention.",
 )
 flags.DEFINE_integer(
-    "hidden_size", _DEFAULTS.hidden_size, "Units per layer.", lower_bound=1
+    "hidden_size",
+    _DEFAULTS.hidden_size,
+    "Units per layer.",
+    lower_bound=1,
+    upper_bound=_MOST,
 )
 flags.DEFINE_integer(
-    "num_layers", _DEFAULTS.num_layers, "Layers of the stack.", lower_bound=1
+    "num_layers",
+    _DEFAULTS.num_layers,
+    "Layers of the stack.",
+    lower_bound=1,
+    upper_bound=_MOST,
 )
 flags.DEFINE_bool(
     "bidirectional", _DEFAULTS.bidirectional, "Read the rows from both ends."
@@ -76,7 +85,11 @@ flags.DEFINE_float(
     upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "batch_size", None, f"Examples per step {_of_recipes('batch_size')}.", lower_bound=1
+    "batch_size",
+    None,
+    f"Examples per step {_of_recipes('batch_size')}.",
+    lower_bound=1,
+    upper_bound=_MOST,
 )
 flags.DEFINE_float(
     "learning_rate",
@@ -91,7 +104,7 @@ flags.DEFINE_integer(
     _DEFAULTS.seed,
     "Seed of the initial weights, the order of examples, and all randomness in a step.",
     lower_bound=0,
-    upper_bound=2**31 - 1,
+    upper_bound=_MOST,
 )
 flags.DEFINE_enum(
     "dataset",

@@ -18,7 +18,6 @@ from flax_lstm import SequenceClassifier, load_classifier
 from flax_lstm.checkpoint import (
     DamagedCheckpointError,
     NoCheckpointError,
-    UnfinishedCheckpointError,
     checkpoint_steps,
     read_config,
     verify,
@@ -96,7 +95,8 @@ class RestoredClassifier:
 def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     """The classifier of `workdir`'s newest checkpoint, or of that of `step`.
 
-    If a run is under way there, waits up to some seconds for a save in progress.
+    If a run is under way there, tries for some seconds: a checkpoint that is being
+    saved, or removed as an old one, looks like a damaged one.
 
     Raises:
         RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
@@ -105,13 +105,13 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     while True:
         try:
             return _restore(workdir, step)
-        except _MayBeMidSave:
+        except _MayPass:
             if time.monotonic() > end or not lock.is_held(workdir):
                 raise
         time.sleep(0.1)
 
 
-class _MayBeMidSave(RunError):
+class _MayPass(RunError):
     """An error that also occurs while a checkpoint is saved, or an old one removed."""
 
 
@@ -129,20 +129,15 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
             epoch=config["epoch"],
             step=config["step"],
         )
-    except UnfinishedCheckpointError as error:
-        raise _MayBeMidSave(f"--workdir: {error}; {_advice(workdir)}") from error
     except DamagedCheckpointError as error:
-        raise RunError(f"--workdir: {error}; {_advice(workdir)}") from error
-    except FileNotFoundError as error:
-        if isinstance(error, NoCheckpointError) and (
-            error.argument == "path" or step is not None
-        ):
-            flag = {"path": "--workdir", "step": "--step"}[error.argument]
-            raise RunError(f"{flag}: {error.reason}") from error
-        # In a folder that was there when it was looked up.
-        raise _MayBeMidSave(f"--workdir: {workdir} can't be read: {error}") from error
+        raise _MayPass(f"--workdir: {error}; {_advice(workdir)}") from error
+    except NoCheckpointError as error:
+        flag = {"path": "--workdir", "step": "--step"}[error.argument]
+        # A step that the user named has passed.
+        kind = _MayPass if step is None else RunError
+        raise kind(f"{flag}: {error.reason}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
-        raise RunError(f"--workdir: {workdir} can't be read: {error}") from error
+        raise _MayPass(f"--workdir: {workdir} can't be read: {error}") from error
 
 
 def _advice(workdir: str) -> str:

@@ -39,6 +39,7 @@ from experiments.training import (
 
 _RUNS = "runs"
 _SHOWN_TEST_INDEX = 0
+_MOST_STEPS = 2**31 - 1  # They are counted in 32 bits.
 
 
 def train_and_test(
@@ -59,6 +60,7 @@ def train_and_test(
     Raises:
         RunError: whatever the user can fix, in one line; `Stopped` is one.
     """
+    checkpoints.require_storable(_RUNS if workdir is None else workdir)
     keep_if_large(parameters.step_bytes)
     require_rows(parameters.batch_size, num_devices)
     claim_cores(num_devices, parameters.cell)
@@ -112,6 +114,9 @@ def _recorded_run(
             )
     for problem in found.damaged.values():
         say(f"Not used: {problem}")
+    with naming("--workdir"):
+        if not found.recorded and metrics.rows(workdir):
+            say(f"No checkpoint of the epoch in {metrics.FILE_NAME}: begins anew")
     if processes.is_first():
         checkpoints.set_aside(workdir, found.damaged)
     return found.recorded
@@ -175,7 +180,13 @@ def _first_state(
     parameters: HyperParameters, num_epochs: int, data: Dataset, model
 ) -> TrainState:
     recipe = parameters.training_recipe
-    steps = num_epochs * num_batches(data.train.total, parameters.batch_size)
+    batches = num_batches(data.train.total, parameters.batch_size)
+    steps = num_epochs * batches
+    if steps > _MOST_STEPS:
+        raise RunError(
+            f"--num_epochs: expected at most {_MOST_STEPS // batches:,} with {batches} "
+            f"steps each, got {num_epochs:,}"
+        )
     return create_state(
         model,
         optimizer(recipe.step_size(parameters.learning_rate, steps), recipe.clip_norm),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 
 from experiments.errors import RunError
@@ -17,8 +18,12 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     Raises:
         RunError: one can't be written, or exists and is a folder or a device.
     """
-    temporaries = tuple(f"{path}.tmp" for path in paths)
     _require_files(paths)
+    # Nobody else's, not even those of another process that writes the same.
+    temporaries = tuple(
+        os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+        for path in paths
+    )
     try:
         yield temporaries
         for temporary in temporaries:

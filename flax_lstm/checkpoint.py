@@ -29,6 +29,7 @@ from flax_lstm._classifier import CLASSIFIERS, SequenceClassifier
 from flax_lstm._manifest import (
     DamagedCheckpointError as DamagedCheckpointError,
     UnfinishedCheckpointError as UnfinishedCheckpointError,
+    manifest_path as manifest_path,
     remove_stale_manifests as remove_stale_manifests,
     verify as verify,
     write_manifest as write_manifest,
@@ -123,6 +124,29 @@ def abstract_params(model: SequenceClassifier) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         variables["params"],
     )
+
+
+def orbax_path(path: str | os.PathLike[str]) -> str:
+    """`path` as an absolute one that Orbax and TensorStore understand.
+
+    Raises:
+        ValueError: there is none. TensorStore takes a backslash for a slash, and would
+            read and write another folder; other than UTF-8 it refuses.
+    """
+    absolute = os.path.abspath(path)
+    if absolute.startswith("//"):  # POSIX keeps two slashes; TensorStore refuses them.
+        absolute = absolute[1:]
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        shown = ascii(os.fspath(path))
+        raise ValueError(f"path: expected one in UTF-8, got {shown}") from None
+    if os.sep == "/" and "\\" in absolute:
+        raise ValueError(
+            f"path: expected one without a backslash, which Orbax takes for a slash, "
+            f"got {absolute}"
+        )
+    return absolute
 
 
 def checkpoint_steps(path: str | os.PathLike[str]) -> list[int]:
@@ -266,7 +290,7 @@ def _reader(path):
     logger = logging.getLogger("absl")
     logger.addFilter(_is_not_read_only_warning)
     try:
-        return ocp.CheckpointManager(os.path.abspath(path), options=options)
+        return ocp.CheckpointManager(orbax_path(path), options=options)
     finally:
         logger.removeFilter(_is_not_read_only_warning)
 

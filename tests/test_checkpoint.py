@@ -123,6 +123,20 @@ def test_a_step_is_an_integer(step, tmp_path):
         load_classifier(tmp_path, step)
 
 
+def test_a_path_that_tensorstore_takes_for_another_is_refused(tmp_path):
+    model = MODELS["gru"]
+    save(tmp_path / "a" / "b", model, model.init(jax.random.key(0), X))
+    other = tmp_path / "a\\b"
+    other.mkdir()
+    with pytest.raises(ValueError, match=r"^path: expected one without a backslash"):
+        load_classifier(other)
+    latin = tmp_path / "r\udcff"
+    latin.mkdir()
+    with pytest.raises(ValueError, match=r"^path: expected one in UTF-8, got '.*udcff"):
+        load_classifier(latin)
+    load_classifier(f"/{tmp_path}/a/b")  # Two slashes at the front.
+
+
 def test_a_path_is_a_folder_of_checkpoints(tmp_path):
     with pytest.raises(TypeError, match=r"^path: expected a folder .*, got None"):
         load_classifier(None)

@@ -152,7 +152,7 @@ def _prepare(builder, manual_dir: str | None, title: str) -> None:
         raise RunError(
             f"--manual_dir: a damaged file, or another dataset's (the files of MNIST "
             f"and Fashion-MNIST have the same names): {message}"
-            if manual_dir is not None and manual_dir in message  # And not downloaded.
+            if manual_dir is not None and _is_in(manual_dir, message)
             else f"--data_dir: a damaged file: {message}"
         ) from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
@@ -160,6 +160,11 @@ def _prepare(builder, manual_dir: str | None, title: str) -> None:
             f"--data_dir: {title} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _is_in(manual_dir: str, message: str) -> bool:
+    """Whether TFDS's message names a file of that folder, and no download."""
+    return os.path.join(pathlib.Path(manual_dir), "") in message
 
 
 def _read(builder, split: str, share: Share) -> Split:

@@ -64,12 +64,11 @@ def create_app(reader: Reader, hosts: list[str]) -> Flask:
     def require_own_host() -> None:
         # Flask's TRUSTED_HOSTS knows no IPv6 addresses.
         host = request.headers.get("Host", "")
-        if _name_in(host) not in trusted:
-            abort(
-                400,
-                f"Host: expected one of {', '.join(trusted)}, got {host!r}; "
-                f"--allow_host={_name_in(host)} allows it",
-            )
+        name = _name_in(host)
+        if name not in trusted:
+            advice = f"; --allow_host={name} allows it" if name else ""
+            expected = ", ".join(trusted)
+            abort(400, f"Host: expected one of {expected}, got {host!r}{advice}")
 
     @app.get("/")
     def page() -> Response:
@@ -97,6 +96,9 @@ def create_app(reader: Reader, hosts: list[str]) -> Flask:
             expected = " or ".join(_PICTURES)
             got = request.mimetype or "nothing"
             abort(415, f"Content-Type: expected {expected}, got {got}")
+        # A body in chunks would be cut off at the limit instead of refused.
+        if "Transfer-Encoding" in request.headers:
+            abort(411, "Content-Length: expected the number of bytes, got chunks")
         try:
             return reader.read_picture(io.BytesIO(request.get_data()), "the picture")
         except ImageError as error:
@@ -116,7 +118,10 @@ def create_app(reader: Reader, hosts: list[str]) -> Flask:
 
 def _require_own_origin() -> None:
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and origin not in (
+        f"http://{request.host}",
+        f"https://{request.host}",
+    ):
         abort(403, f"Origin: expected {request.host}, got {origin}")
 
 

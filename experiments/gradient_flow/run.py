@@ -60,10 +60,10 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
             for name, network in POOLED.items()
         },
     }
-    print(f"\n{table(results)}\n")
     with naming("--output"):
         write_whole({paths[0]: (json.dumps(results) + "\n").encode()})
         pictures = figure.save_pictures(results, output)
+    print(f"\n{table(results)}\n")
     print("\n".join([f"Results: {paths[0]}", *(f"Picture: {p}" for p in pictures)]))
 
 

@@ -59,6 +59,7 @@ def _named_below(figure, lines):
     figure.supxlabel(
         "\n".join(f"{number}: {name}" for name, number in numbers.items()),
         fontsize="small",
+        parse_math=False,
         x=0.02,
         ha="left",
     )
@@ -90,7 +91,9 @@ def _draw(axes, lines, quantity, number):
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None
-    axes.legend(frameon=False, title=title)
+    legend = axes.legend(frameon=False, title=title)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # A dollar in a folder's name is just that.
 
 
 def _told_apart(limits):

@@ -1,9 +1,13 @@
 """What a command answers to what it can't do, in the command line's own words."""
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from commands import arguments, assert_one_line_error, command, command_anew
@@ -12,6 +16,7 @@ from experiments import metrics
 from experiments.devices import require_rows
 from experiments.errors import RunError, within_memory
 from experiments.hyper_parameters import HyperParameters
+from experiments.lock import sole_use
 from flax_lstm import _manifest
 
 NEEDED = {
@@ -121,6 +126,91 @@ def test_metrics_that_cannot_be_read_are_named(tmp_path):
     assert_one_line_error(done, f"--workdirs: {message}")
     done = command("mnist", "--dataset=digits", f"--workdir={tmp_path}")
     assert_one_line_error(done, f"--workdir: {message}")
+
+
+def test_a_damaged_line_of_metrics_does_not_cost_those_after_it(trained, tmp_path):
+    path = tmp_path / metrics.FILE_NAME
+    lines = (trained[0] / metrics.FILE_NAME).read_text().splitlines(keepends=True)
+    rows = metrics.rows(str(trained[0]))
+    path.write_text("".join([*lines[:5], lines[5][:40]]))  # As by a crash.
+    assert metrics.rows(str(tmp_path)) == rows[:5]
+    lines[1] = f"#{lines[1]}"
+    path.write_text("".join(lines))
+    message = f"--workdir: expected a row of metrics in line 2 of {path}"
+    done = command("mnist", "--dataset=digits", f"--workdir={tmp_path}")
+    assert_one_line_error(done, message)
+    assert path.read_text() == "".join(lines)
+
+
+PATHS = {
+    "pattern": ("run[1]", "expected a path without [, which Orbax takes"),
+    "backslash": ("a\\b", "expected one without a backslash, which Orbax takes"),
+    "latin-1": ("r\udcff", "expected one in UTF-8, got"),
+}
+
+
+@pytest.mark.parametrize(("name", "message"), PATHS.values(), ids=PATHS)
+def test_a_workdir_that_orbax_would_not_read_back(name, message, tmp_path):
+    workdir = f"--workdir={tmp_path}/{name}/run"
+    done = command("mnist", "--dataset=digits", workdir)
+    assert_one_line_error(done, f"--workdir: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_number_as_its_name_is_not_taken_for_a_checkpoint(
+    trained, tmp_path
+):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    notes = workdir / "7" / "notes"
+    notes.parent.mkdir()
+    notes.write_text("precious")
+    done = command("mnist", "--dataset=digits", f"--workdir={workdir}")
+    message = "--workdir: expected no folders but checkpoints with numbers as names"
+    assert_one_line_error(done, f"{message}, got {workdir}/7")
+    assert notes.read_text() == "precious"
+
+
+@pytest.mark.parametrize("flag", ["--batch_size", "--hidden_size", "--num_layers"])
+def test_a_number_of_more_than_32_bits_is_out_of_range(flag):
+    done = command("mnist", f"{flag}={2**31}")
+    assert_one_line_error(done, f"{flag}=2147483648", status=2)
+
+
+def test_more_steps_than_are_counted(tmp_path):
+    flags = "--recipe=fast", "--num_epochs=1000000000"
+    done = command("mnist", "--dataset=digits", f"--workdir={tmp_path}", *flags)
+    message = "--num_epochs: expected at most 143,165,576 with 15 steps each, got"
+    assert_one_line_error(done, message)
+
+
+def test_what_the_terminal_cannot_show_is_no_error(tmp_path):
+    name = tmp_path / "ü"
+    done = command_anew(
+        "predict", f"--workdir={name}", env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    escaped = str(name).replace("ü", "\\xfc")
+    assert_one_line_error(done, f"got {escaped}")
+
+
+def test_a_lock_that_cannot_be_had_or_written_names_the_workdir(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = rf"^--workdir: can't lock and write {tmp_path}/\.lock \(Function not"
+    with pytest.raises(RunError, match=message), sole_use(str(tmp_path)):
+        pass
+
+
+def test_a_look_at_the_lock_does_not_keep_a_run_out(tmp_path):
+    with sole_use(str(tmp_path)):
+        pass
+    with open(tmp_path / ".lock", encoding="ascii") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        done = threading.Timer(0.05, fcntl.flock, (looking, fcntl.LOCK_UN))
+        done.start()
+        with sole_use(str(tmp_path)):
+            pass
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(

@@ -118,6 +118,19 @@ def test_builder_prepares_once_and_reads_what_the_files_hold(small_mnist, tmp_pa
 
 
 @needs_array_record
+def test_a_damaged_file_is_of_the_manual_folder_however_that_is_written(
+    small_mnist, tmp_path, monkeypatch
+):
+    folder, _ = small_mnist
+    path = folder / mnist.FILES[0]
+    path.write_bytes(path.read_bytes()[:-5])
+    monkeypatch.chdir(folder.parent)
+    for written in (f"./{folder.name}", f"{folder.parent}//{folder.name}"):
+        with pytest.raises(RunError, match=r"^--manual_dir: a damaged file"):
+            mnist.load(str(tmp_path / "data"), written)
+
+
+@needs_array_record
 @pytest.mark.parametrize("name", mnist.FILES)
 def test_damaged_upstream_file_is_named_with_both_checksums(
     small_mnist, tmp_path, name

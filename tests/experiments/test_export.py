@@ -85,7 +85,8 @@ def test_its_user_is_told_what_goes_in_and_comes_out(exported):
     path, printed = exported
     description = json.loads(path.with_suffix(".jaxexport.json").read_text())
     assert description["input"] == (
-        "uint8 (b, 8, 8): b images, 8 rows of 8 pixels, from 0 (paper) to 16 (full ink)"
+        "uint8 (b, 8, 8): b images (1 or more), 8 rows of 8 pixels, from 0 (paper) to "
+        "16 (full ink)"
     )
     assert description["output"].startswith("float32 (b, 10): logits")
     assert description["input"] in printed

@@ -62,6 +62,20 @@ def test_same_digit_from_another_picture(tmp_path, options):
     assert abs(digit - expected).mean() < 1
 
 
+@pytest.mark.parametrize("transparent", [65535, 1], ids=["paper", "nothing"])
+def test_16_bit_grey_of_which_one_value_is_transparent(transparent, tmp_path):
+    seven = drawn_seven()
+    expected = read_digit(saved(seven, tmp_path), MNIST).astype(int)
+    # All of it above 255, where Pillow clips.
+    grey = np.asarray(seven).astype(np.uint16) * 128 + 32895
+    path = str(tmp_path / "other.png")
+    Image.fromarray(grey).save(path, transparency=transparent)
+    with Image.open(path) as image:
+        assert (image.mode, image.info["transparency"]) == ("I;16", transparent)
+    digit = read_digit(path, MNIST).astype(int)
+    assert abs(digit - expected).mean() < 1
+
+
 @pytest.mark.parametrize("ink", [0, 255], ids=["black", "white"])
 def test_transparent_parts_are_the_paper_of_that_ink(ink, tmp_path):
     """White ink is what drawing programs in a dark mode have."""

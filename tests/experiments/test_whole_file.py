@@ -29,6 +29,21 @@ def test_all_of_them_or_none(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
+def test_files_of_others_and_other_processes_are_left_alone(tmp_path):
+    """Two commands may write one path at a time: either whole one is there, then."""
+    path, beside = tmp_path / "one", tmp_path / "one.tmp"
+    beside.write_bytes(b"precious")
+    with replacing(str(path)) as (first,):
+        with replacing(str(path)) as (second,):
+            for temporary in (first, second):
+                with open(temporary, "wb") as file:
+                    file.write(temporary.encode())
+        assert path.read_bytes() == second.encode()
+    assert path.read_bytes() == first.encode()
+    assert beside.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one.tmp"]
+
+
 def test_a_folder_to_be_is_no_file(tmp_path):
     with pytest.raises(RunError, match=r"^expected the path of a file.*new/$"):
         require_writable(f"{tmp_path}/new/")
