@@ -14,7 +14,7 @@ from flax_lstm._compiled_once import cacheable, compiled_once, is_cacheable
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_uniform
 from flax_lstm._lstm import StackedLSTM
-from flax_lstm._own_weights import require_no_attention, require_params
+from flax_lstm._own_weights import require_own_parts, require_params
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
@@ -106,9 +106,9 @@ class SequenceClassifier(nn.Module, kw_only=True):
         require_params(self.variables, (self.cell, "head"))
         stack = self._stack(name=self.cell)
         attention = None
-        if self.pooling != "attention":
-            require_no_attention(self.variables.get("params", {}), self.pooling)
-        else:
+        params = self.variables.get("params", {})
+        require_own_parts(params, self.cell, self.pooling)
+        if self.pooling == "attention":
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
         known = type(stack) in _STACKS and is_cacheable(stack.recurrence)

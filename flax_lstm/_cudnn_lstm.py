@@ -34,7 +34,7 @@ from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import CudnnOptions, join
 from flax_lstm._fused_lstm import fuse_over_time
 from flax_lstm._layers import layer_by_layer
-from flax_lstm._lstm_weights import makes_weights, weights_of
+from flax_lstm._lstm_weights import makes_weights, require_known_step, weights_of
 from flax_lstm._reference_primitive import varying_alike
 
 # Values of `jax_default_matmul_precision`. If it is unset, XLA's own float32 products
@@ -52,6 +52,9 @@ def run_layers_by_cudnn(
     valid: jax.Array | None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """A `StackRecurrence` for layers of `LSTMCell`: one call of cuDNN."""
+    for cells in layers:
+        for cell in cells:
+            require_known_step(cell, "cudnn")
     if any(makes_weights(cell) for cells in layers for cell in cells):
         return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
     first = layers[0][0]

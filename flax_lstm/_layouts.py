@@ -62,9 +62,19 @@ def time_major(
         )
     else:
         state = tuple(
-            array.astype(dtype) for array, dtype in zip(state, dtypes, strict=True)
+            _sharded_like_rows(array.astype(dtype), x)
+            for array, dtype in zip(state, dtypes, strict=True)
         )
     return x, state, valid
+
+
+def _sharded_like_rows(state: jax.Array, x: jax.Array) -> jax.Array:
+    """A replicated state (L·D, B, ·) with the explicit sharding of `x`'s rows."""
+    _, rows, _ = jax.typeof(x).sharding.spec
+    _, own_rows, width = jax.typeof(state).sharding.spec
+    if rows is None or own_rows is not None:
+        return state
+    return jax.sharding.reshard(state, jax.P(None, rows, width))
 
 
 @functools.partial(jax.jit, static_argnames=("batch_first", "batched"))

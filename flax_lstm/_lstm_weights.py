@@ -12,6 +12,8 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 
+from flax_lstm._lstm_cell import LSTMCell
+
 GATES = ("i", "f", "g", "o")
 
 
@@ -22,6 +24,23 @@ class Weights(NamedTuple):
     h: tuple[jax.Array, ...]  # (P, H) each
     b: tuple[jax.Array, ...] | None  # (H,) each
     projection: jax.Array | None  # (H, P)
+
+
+def has_own_step(cell: Any) -> bool:
+    """Whether its step is not `LSTMCell`'s, or has other gate functions."""
+    if type(cell).__call__ is not LSTMCell.__call__:
+        return True
+    own, known = ((c.gate_fn, c.activation_fn) for c in (cell, LSTMCell))
+    return own != known
+
+
+def require_known_step(cell: Any, implementation: str) -> None:
+    """Raises a ValueError if `implementation` would compute something else."""
+    if has_own_step(cell):
+        raise ValueError(
+            f"implementation: expected 'scan' or 'auto' for a cell with a step or gate "
+            f"functions of its own, got {implementation!r}"
+        )
 
 
 def makes_weights(cell: Any) -> bool:

@@ -31,8 +31,14 @@ from flax_lstm import (
 )
 from flax_lstm._compiled_once import cacheable
 from flax_lstm._fused_lstm import Carry
-from flax_lstm._lstm_weights import makes_weights, weights_of
+from flax_lstm._lstm_weights import (
+    has_own_step,
+    makes_weights,
+    require_known_step,
+    weights_of,
+)
 from flax_lstm._native_reference import NUM_GATES, LayerOptions
+from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
 
@@ -49,7 +55,8 @@ def run_native_over_time(
     valid: jax.Array | None,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """A `Recurrence` for an `LSTMCell` with its default gate functions."""
+    """A `Recurrence` for an `LSTMCell`."""
+    require_known_step(cell, "native")
     check.require_float32(inputs.dtype, "native")
     creates = cell.is_initializing() or makes_weights(cell)
     # Symbolic sizes are those of an exported function, which can't call the loops.
@@ -70,6 +77,8 @@ def run_native_or_fused_over_time(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """`implementation='auto'`: the CPU loops where they are compiled and serve best."""
+    if has_own_step(cell):
+        return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     serves = (
         inputs.dtype == jnp.float32
         and not cell.proj_size

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from flax_lstm._torch_layout import CellLayout
+from flax_lstm._torch_layout import LAYOUTS, CellLayout
 
 _LAYER = re.compile(r"layer_\d+(_reverse)?")
 
@@ -65,12 +65,18 @@ def require_params(variables: Mapping[str, Any], entries: Collection[str]) -> No
         )
 
 
-def require_no_attention(params: Mapping[str, Any], pooling: str) -> None:
-    """Checks that `params` have no attention, which this `pooling` does not use."""
-    if "attention" in params:
+def require_own_parts(params: Mapping[str, Any], cell: str, pooling: str) -> None:
+    """Checks that `params` have no part of a different classifier.
+
+    Raises:
+        ValueError: attention that this `pooling` does not use, or another `cell`'s
+            stack.
+    """
+    others = (LAYOUTS.keys() | {"attention"}) - {cell, pooling}
+    if unexpected := sorted(others & params.keys()):
         raise ValueError(
-            f"params: unexpected attention; expected the weights of a classifier with "
-            f"pooling={pooling!r}"
+            f"params: unexpected {', '.join(unexpected)}; expected the weights of a "
+            f"classifier with cell={cell!r}, pooling={pooling!r}"
         )
 
 
@@ -78,7 +84,10 @@ def require_no_attention(params: Mapping[str, Any], pooling: str) -> None:
 def _names(layout, bias, projection):
     """The entries of a layer as pairs: its own, and those that its kind may have."""
     own = set(layout.names(bias=bias, projection=projection))
-    others = set(layout.names(bias=True, projection=True)) - own
+    others = set(layout.names(bias=True, projection=True))
+    # Such as torch's two biases a gate where the cell has their sum.
+    others |= {name.replace("kernel", "bias") for name in others}
+    others -= own
     return [[tuple(name.split("/")) for name in names] for names in (own, others)]
 
 

@@ -22,7 +22,7 @@ from flax_lstm._native_reference import KEPT, NUM_GATES, as_precise
 from flax_lstm.native.library import GPU
 
 # As in native/persistent_calls.h. The weights of more units than the first number need
-# shared memory, of which only some GPUs give a block enough (193 KiB).
+# shared memory, of which only some GPUs give a block enough (201 KiB).
 _UNITS_IN_REGISTERS, _MOST_UNITS = 64, 128
 # Elements of an array, plus one step, that a 32-bit index can count.
 _MOST_NUMBERS = 2**31 - 1

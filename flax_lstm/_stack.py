@@ -314,7 +314,9 @@ class RecurrentStack(nn.Module, kw_only=True):
         if self.dtype is not None:
             return self.dtype
         hidden = () if state is None else (state[0],)
-        params = jax.tree.leaves(self.variables.get("params", {}))
+        trees = self.variables.get("params", {})
+        layers = [name for names in self._layer_names for name in names]
+        params = jax.tree.leaves([trees[name] for name in layers if name in trees])
         return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
 

@@ -127,5 +127,6 @@ def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation"
 
 def _is_summed_bias(path: tuple[Any, ...]) -> bool:
     # The path of a boxed parameter (with metadata) has more entries after these.
-    names = [key.key for key in path if hasattr(key, "key")][-2:]
-    return len(names) == 2 and names[0] in SUMMED_BIASES and names[1] == "bias"
+    keys = [getattr(key, "key", None) for key in path]
+    *_, module, name = ["", "", *(key for key in keys if isinstance(key, str))]
+    return module in SUMMED_BIASES and name == "bias"

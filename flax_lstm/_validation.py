@@ -219,6 +219,8 @@ def as_lengths(
             )
     if isinstance(array, np.ndarray):  # In any byte order.
         return jnp.asarray(array.astype(np.int32))
+    if _is_concrete(array):
+        return array.astype(jnp.int32)
     # Clipped before the cast, so that no wide integer wraps around into the range; but
     # after it for a narrow dtype, which may not be able to represent `steps`.
     if array.dtype.itemsize < jnp.dtype(jnp.int32).itemsize:

@@ -20,6 +20,7 @@ from flax_lstm import (
     StackedRNN,
 )
 from flax_lstm._cell import HiddenStateCell
+from flax_lstm._lstm_cell import LSTMCell
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 KEY = jax.random.key(0)
@@ -529,6 +530,38 @@ def test_weights_of_another_stack_are_refused_as_torch_refuses_them(
             apply(variables, X)
 
 
+@pytest.mark.parametrize(
+    ("kind", "module"), [(StackedLSTM, "ii"), (StackedGRU, "hr"), (StackedRNN, "h")]
+)
+def test_a_second_bias_of_a_gate_is_refused(kind, module):
+    """As a conversion by hand gives, which does not add up torch's two."""
+    variables = stack(kind).init(KEY, X)
+    variables["params"]["layer_0"][module]["bias"] = np.ones(H)
+    with pytest.raises(ValueError, match=f"^params: unexpected layer_0/{module}/bias;"):
+        stack(kind).apply(variables, X)
+
+
+class OfReLU(StackedLSTM):
+    def make_cell(self, dtype, name):
+        relu = nn.relu
+        return LSTMCell(self.hidden_size, activation_fn=relu, dtype=dtype, name=name)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "native", "cudnn"])
+def test_gate_functions_that_an_implementation_does_not_have(
+    implementation, native, monkeypatch
+):
+    stand_in_for_cudnn(monkeypatch)
+    variables = stack().init(KEY, X)
+    expected, _ = stack(OfReLU, implementation="scan").apply(variables, X)
+    got, _ = stack(OfReLU).apply(variables, X)
+    np.testing.assert_array_equal(got, expected)
+    assert not np.allclose(got, stack().apply(variables, X)[0])
+    message = f"^implementation: expected 'scan' or 'auto' .*, got '{implementation}'"
+    with pytest.raises(ValueError, match=message):
+        stack(OfReLU, implementation=implementation).apply(variables, X)
+
+
 def test_what_a_subclass_has_beside_the_stack_is_its_own():
     class Scaled(StackedLSTM):
         @nn.compact
@@ -579,9 +612,18 @@ def test_what_a_users_cell_has_is_its_own():
 
 def test_a_classifier_refuses_an_attention_that_it_has_not():
     variables = stack(LSTMClassifier, pooling="attention").init(KEY, X)
-    message = "^params: unexpected attention; .* of a classifier with pooling='last'"
+    message = "^params: unexpected attention; .* of a classifier with .*pooling='last'"
     with pytest.raises(ValueError, match=message):
         stack(LSTMClassifier).apply(variables, X)
+
+
+def test_the_weights_of_a_classifier_with_another_cell_are_refused():
+    build = functools.partial(LSTMClassifier, num_classes=2, input_size=I)
+    variables = build(hidden_size=H).init(KEY, X)
+    variables["params"]["gru"] = {}
+    message = "^params: unexpected gru; .* of a classifier with cell='lstm'"
+    with pytest.raises(ValueError, match=message):
+        build(hidden_size=H).apply(variables, X)
 
 
 @pytest.mark.parametrize("implementation", ["scan", "fused", "native", "cudnn"])
@@ -636,6 +678,17 @@ def test_a_masked_array_is_refused_with_what_to_do():
     message = r"^seq_lengths: expected .*integers, got a masked array.*\.filled\(0\)"
     with pytest.raises(TypeError, match=message):
         stack().apply(two_layers(), X, seq_lengths=lengths)
+
+
+def test_lengths_on_the_device_need_no_transfer():
+    lengths = jnp.array([T, 1, 0])
+    run = functools.partial(
+        stack(num_layers=2).apply, two_layers(), jnp.asarray(X), seq_lengths=lengths
+    )
+    expected, _ = run()
+    with jax.transfer_guard("disallow"):
+        output, _ = run()
+    np.testing.assert_array_equal(output, expected)
 
 
 def test_what_is_not_the_inputs_fault_is_not_called_that():

@@ -254,6 +254,29 @@ def test_biases_in_a_box_are_doubled_too():
     np.testing.assert_array_equal(layer["hi"]["kernel"], np.ones((H, H)))
 
 
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """Whose tree gives what is in it no name."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def tree_flatten(self):
+        return (self.value,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_biases_in_a_box_without_names_are_doubled_too():
+    params = {"layer_0": {"hi": {"bias": Box(jnp.ones(H)), "kernel": jnp.ones(H)}}}
+    updates, _ = scale_by_torch_biases().update(params, optax.EmptyState())
+    layer = updates["layer_0"]["hi"]
+    np.testing.assert_array_equal(layer["bias"].value, 2 * np.ones(H))
+    np.testing.assert_array_equal(layer["kernel"], np.ones(H))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_clipping_keeps_dtypes_and_boxes_and_counts_in_float32(dtype):
     """A sum of 2000 squares of 1 would end at 256 in bfloat16."""

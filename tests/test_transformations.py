@@ -205,21 +205,23 @@ def test_a_mesh_with_explicit_sharding_equals_one_device(
     bidirectional, ragged, variant
 ):
     stack = variant.build(I, H, 2, bidirectional=bidirectional)
-    x, _, variables = draw(stack)
+    x, hx, variables = draw(stack)
+    hx = hx if ragged else None
     lengths = np.array([4, 1, 0, 3]) if ragged else None
 
     @jax.jit
-    def run(variables, x, lengths):
-        return stack.apply(variables, x, seq_lengths=lengths)
+    def run(variables, x, hx, lengths):
+        return stack.apply(variables, x, hx, seq_lengths=lengths)
 
-    expected = run(variables, x, lengths)
+    expected = run(variables, x, hx, lengths)
     mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(x, NamedSharding(mesh, Spec(None, "data")))
         if ragged:
             lengths = jax.device_put(lengths, NamedSharding(mesh, Spec("data")))
-        replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
-        output, state = run(replicated, sharded, lengths)
+        # The states, too.
+        replicated, hx = jax.device_put((variables, hx), NamedSharding(mesh, Spec()))
+        output, state = run(replicated, sharded, hx, lengths)
     assert jax.typeof(output).sharding.spec == Spec(None, "data", None)
     assert_same(jax.tree.map(np.asarray, (output, state)), expected)
 

@@ -386,13 +386,11 @@ struct Backward : Layer {
     });
   }
 
-  // sums (kRows, kPanel) += Σ_k in[k] ⊗ panel[k]
+  // sums (kRows, kPanel) += Σ_k in[k] ⊗ panel[k], which is added up by itself first:
+  // one sum over all steps of all rows would lose digits to its own size.
   static void add_outer_products(float* sums, const float* in, const float* panel,
                                  int64_t count) {
-    Vector acc[kRows][kGates];
-    for (int r = 0; r < kRows; ++r) {
-      for (int n = 0; n < kGates; ++n) acc[r][n] = load(sums + r * kPanel + n * kLanes);
-    }
+    Vector acc[kRows][kGates] = {};
     for (int64_t k = 0; k < count; ++k, in += kRows, panel += kPanel) {
       Vector factors[kRows];
       for (int r = 0; r < kRows; ++r) factors[r] = splat(in[r]);
@@ -402,7 +400,10 @@ struct Backward : Layer {
       }
     }
     for (int r = 0; r < kRows; ++r) {
-      for (int n = 0; n < kGates; ++n) store(sums + r * kPanel + n * kLanes, acc[r][n]);
+      for (int n = 0; n < kGates; ++n) {
+        float* to = sums + r * kPanel + n * kLanes;
+        store(to, load(to) + acc[r][n]);
+      }
     }
   }
 };

@@ -26,6 +26,14 @@ import jax
 import jaxlib
 
 _SOURCES = pathlib.Path(__file__).parent
+# As they were when this package was imported: loops that were compiled since, from
+# other sources, may expect other arguments.
+_TEXTS = {
+    path.name: path.read_text("utf-8")
+    for suffix in ("cc", "cu", "h")
+    for path in sorted(_SOURCES.glob(f"*.{suffix}"))
+}
+_ANSWER_SECONDS = 10
 _GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # A digest of the content follows it: a library loader reads only what the header says.
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -268,8 +276,8 @@ class Library:
     @functools.cache  # noqa: B019, as above.
     def _file_name(self) -> str:
         made_of = [jaxlib.__version__, self.made_for(), *self.options]
-        for source in (*sorted(_SOURCES.glob("*.h")), _SOURCES / self.source):
-            made_of.append(source.read_text("utf-8"))
+        headers = [name for name in _TEXTS if name.endswith(".h")]
+        made_of += [_TEXTS[name] for name in (*headers, self.source)]
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
         return f"{self._stem}-{digest[:16]}.so"
 
@@ -323,7 +331,12 @@ def _gpus() -> str:
     if program is None:
         return ""
     command = [program, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired:  # As with a driver that hangs.
+        return ""
     return "" if done.returncode else "\n".join(sorted(done.stdout.splitlines()))
 
 
