@@ -4,6 +4,7 @@ Example: python -m experiments.compare --workdirs=runs/lstm,runs/gru --names=lst
 """
 
 import os
+from typing import Any
 
 from absl import flags
 
@@ -48,13 +49,18 @@ def main() -> None:
                 f"--workdirs: expected a folder with a {metrics.FILE_NAME} of at least "
                 f"one epoch, got {folder}"
             )
-    datasets = {name: rows[-1].get("dataset") for name, rows in runs.items()}
-    if len(set(datasets.values())) > 1:
-        of_each = ", ".join(f"{name}: {dataset}" for name, dataset in datasets.items())
-        print(f"Note: these runs are of different datasets ({of_each})")
+    examples = {name: _tested_on(rows[-1]) for name, rows in runs.items()}
+    if len(set(examples.values())) > 1:
+        of_each = ", ".join(f"{name}: {tested}" for name, tested in examples.items())
+        print(f"Note: these runs were tested on different examples ({of_each})")
     with naming("--output"):
         save_comparison(runs, FLAGS.output)
     print(f"Picture: {FLAGS.output}")
+
+
+def _tested_on(row: dict[str, Any]) -> str:
+    held_out = ", held out of the training examples" if row.get("validate") else ""
+    return f"{row.get('dataset')}{held_out}"
 
 
 if __name__ == "__main__":

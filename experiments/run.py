@@ -166,7 +166,8 @@ def _train(
                 raise _not_finite(workdir, f"in the test after epoch {epoch}")
             row = _row(epoch, state, progress.means, tested, start)
             if rows:
-                rows.append({"dataset": data.name, **row})
+                of_run = {"dataset": data.name, "validate": parameters.validate}
+                rows.append(of_run | row)
             saved.save(state, model, epoch)
             say(_epoch_line(row, num_epochs))
             if processes.agree(0, stop.number)[1]:

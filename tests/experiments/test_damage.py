@@ -159,17 +159,40 @@ def test_no_sound_checkpoint_is_an_error_and_changes_nothing(lose, workdir):
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_save_under_way_is_waited_for(workdir):
-    manifest = workdir / f"{NEWEST}.sha256"
-    content = manifest.read_bytes()
-    manifest.unlink()
-    with pytest.raises(RunError, match=rf"{NEWEST}.sha256 is missing"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        # Not yet written.
+        (f"{NEWEST}.sha256", rf"{NEWEST}.sha256 is missing"),
+        # Removed between two looks at it.
+        (f"{NEWEST}/_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA is missing"),
+    ],
+)
+def test_what_a_run_is_writing_and_removing_is_waited_for(name, message, workdir):
+    path = workdir / name
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(RunError, match=message):
         restore(str(workdir))
     with sole_use(str(workdir)):
-        later = threading.Timer(0.5, lambda: manifest.write_bytes(content))
+        later = threading.Timer(0.5, lambda: path.write_bytes(content))
         later.start()
         assert restore(str(workdir)).step == NEWEST
     assert not is_held(str(workdir))
+
+
+def test_a_runs_first_checkpoint_is_waited_for(workdir, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(RunError, match=r"^--workdir: expected a checkpoint in"):
+        restore(str(empty))
+    names = f"{NEWEST}", f"{NEWEST}.sha256"
+    with sole_use(str(empty)):
+        later = threading.Timer(
+            0.5, lambda: [(workdir / name).rename(empty / name) for name in names]
+        )
+        later.start()
+        assert restore(str(empty)).step == NEWEST
 
 
 @pytest.mark.slow

@@ -117,7 +117,14 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
     flags = f"--workdirs={workdir},{short}", f"--output={path}"
     done = command_anew("compare", *flags)
     assert done.returncode == 0, done.stderr
+    assert "Note:" not in done.stdout
     assert min(size_of(path)) > 300
+    row = json.loads(first) | {"validate": True}
+    (short / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    done = command("compare", *flags, r"--names=$\foo$,b")  # No formula.
+    assert done.returncode == 0, done.stderr
+    note = "tested on different examples ($\\foo$: digits, b: digits, held out of the"
+    assert note in done.stdout
     for names in ("one", "one,two,two", "one,one", ",two"):
         done = command("compare", *flags, f"--names={names}")
         assert_one_line_error(done, "--names: expected 2 different ones")
