@@ -97,8 +97,9 @@ def test_nor_do_new_parameters(kind, options, compiled, native):
     scan = KINDS[kind].build(I, H, 2, bidirectional=True, batch_first=stack.batch_first)
     expected, _ = scan.apply(variables, X)
     np.testing.assert_allclose(output[0], expected, rtol=0, atol=1e-6)
+    key = jax.random.key(1)
     compiled()
-    others = stack.init(jax.random.key(1), X)
+    others = stack.init(key, X)
     assert not compiled()
     assert jax.tree.map(jnp.shape, others) == jax.tree.map(jnp.shape, variables)
 
