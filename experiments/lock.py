@@ -43,8 +43,8 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
             locked = _lock(file)
             if locked:
                 file.truncate(0)
-                file.write(f"{os.getpid()}\n")
-                file.flush()
+                # Past the file's buffer, which closing would try to write again.
+                os.write(file.fileno(), f"{os.getpid()}\n".encode())
         except OSError as error:
             raise RunError(
                 f"--workdir: can't lock and write {file.name} ({error.strerror})"

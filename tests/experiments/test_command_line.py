@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -200,6 +201,19 @@ def test_a_lock_that_cannot_be_had_or_written_names_the_workdir(tmp_path, monkey
     message = rf"^--workdir: can't lock and write {tmp_path}/\.lock \(Function not"
     with pytest.raises(RunError, match=message), sole_use(str(tmp_path)):
         pass
+
+
+def test_a_disk_that_is_full_at_the_lock_is_not_called_stdout(tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # An error, then, as of a disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    line = arguments("mnist", "--dataset=digits", f"--workdir={tmp_path}")
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, preexec_fn=limit
+    )
+    message = f"--workdir: can't lock and write {tmp_path}/.lock (File too large)"
+    assert_one_line_error(done, message)
 
 
 def test_a_look_at_the_lock_does_not_keep_a_run_out(tmp_path):
