@@ -680,13 +680,13 @@ def test_a_masked_array_is_refused_with_what_to_do():
         stack().apply(two_layers(), X, seq_lengths=lengths)
 
 
-def test_lengths_on_the_device_need_no_transfer():
+def test_lengths_on_the_device_need_no_transfer_to_it():
     lengths = jnp.array([T, 1, 0])
     run = functools.partial(
         stack(num_layers=2).apply, two_layers(), jnp.asarray(X), seq_lengths=lengths
     )
     expected, _ = run()
-    with jax.transfer_guard("disallow"):
+    with jax.transfer_guard_host_to_device("disallow"):
         output, _ = run()
     np.testing.assert_array_equal(output, expected)
 
