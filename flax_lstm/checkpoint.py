@@ -132,6 +132,11 @@ def orbax_path(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: there is none. TensorStore takes a backslash for a slash, and would
             read and write another folder; other than UTF-8 it refuses.
+
+    Example:
+        >>> from flax_lstm.checkpoint import orbax_path
+        >>> orbax_path('//runs/mnist/')
+        '/runs/mnist'
     """
     absolute = os.path.abspath(path)
     if absolute.startswith("//"):  # POSIX keeps two slashes; TensorStore refuses them.

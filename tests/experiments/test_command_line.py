@@ -143,6 +143,19 @@ def test_a_damaged_line_of_metrics_does_not_cost_those_after_it(trained, tmp_pat
     assert path.read_text() == "".join(lines)
 
 
+def test_a_run_that_lost_its_first_checkpoint_says_that_it_begins_anew(
+    trained, tmp_path
+):
+    first, *_ = (trained[0] / metrics.FILE_NAME).read_text().splitlines()
+    (tmp_path / metrics.FILE_NAME).write_text(f"{first}\n")
+    flags = "--num_epochs=1", "--hidden_size=8", "--num_layers=1"
+    done = command("mnist", "--dataset=digits", f"--workdir={tmp_path}", *flags)
+    assert done.returncode == 0, done.stderr
+    message = "No checkpoint of the epoch in metrics.jsonl: begins anew"
+    assert done.stdout.count(message) == 1
+    assert [row["epoch"] for row in metrics.rows(str(tmp_path))] == [1]
+
+
 PATHS = {
     "pattern": ("run[1]", "expected a path without [, which Orbax takes"),
     "backslash": ("a\\b", "expected one without a backslash, which Orbax takes"),
