@@ -24,7 +24,7 @@ from cudnn_stand_in import stand_in_for_cudnn
 from kinds import KINDS, lay_out_as_if_large, packed, trace_layers_anew, unpacked
 from oracle import torch
 
-from flax_lstm import params_from_torch
+from flax_lstm import StackedLSTM, params_from_torch
 
 T, B, I, H = 5, 3, 4, 5  # noqa: E741
 LENGTHS = np.array([3, 1, 5])  # Not sorted; one row is full, one is a single step.
@@ -335,6 +335,37 @@ def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
     assert_close(gradients, expected_gradients, TOLERANCES[case.dtype])
     if case.feed == "lengths":
         assert not np.asarray(gradients["input"])[padding(case)].any()
+
+
+@pytest.mark.parametrize("z", [-16.0, -30.0, -60.0])
+@pytest.mark.parametrize("implementation", ["scan", "fused", "native"])
+def test_gates_that_are_almost_closed_keep_their_digits(implementation, z):
+    """σ(-16) is 1e-7, of which torch, too, has seven digits, and gradients as many."""
+    if implementation == "native":
+        compiled_loops.load()
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(I, H)
+    with torch.no_grad():
+        model.bias_ih_l0[:H] += z  # Gate i's.
+    params = params_from_torch(model.state_dict())
+    model.double()
+    x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+    _, (_, expected) = model(torch.from_numpy(x).double())
+    expected.sum().backward()
+    stack = StackedLSTM(I, H, implementation=implementation)
+
+    @jax.jit
+    @jax.value_and_grad
+    def through(params):
+        _, (_, c_n) = stack.apply({"params": params}, x)
+        return c_n.sum()
+
+    value, gradients = through(params)
+    of_bias = gradients["layer_0"]["hi"]["bias"]
+    # z itself is rounded, by 4e-6 at most.
+    close = partial(np.testing.assert_allclose, rtol=2e-5)
+    close(value, expected.sum().item())
+    close(of_bias, model.bias_ih_l0.grad[:H])
 
 
 RUNS = [

@@ -70,8 +70,8 @@ FLAX_LSTM_INLINE float sum(Vector vector) {
   return lanes[0];
 }
 
-// The argument from which tanh is exactly 1, so that an open gate loses nothing over any
-// number of steps: with FMA instructions the quotient gets there later.
+// The argument from which tanh is exactly 1: with FMA instructions the quotient gets there
+// later.
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
 constexpr float kTanhIsOne = 7.99881172180175781f;
 #else
@@ -99,7 +99,40 @@ FLAX_LSTM_INLINE Vector tanh(Vector x) {
   return x * p / q;
 }
 
-FLAX_LSTM_INLINE Vector sigmoid(Vector x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
+// e**x for x in [-87, 89], within two units in the last place; infinite from 88.4 on.
+// 2**n is made of n's bits, and e**r, |r| <= ln(2) / 2, is a polynomial: the best of its
+// degree that begins with 1 + r.
+FLAX_LSTM_INLINE Vector exp(Vector x) {
+  typedef int32_t Bits __attribute__((vector_size(sizeof(Vector))));
+  // From 2**23 to 2**24 the numbers are the integers, and end in their low bits.
+  const Vector to_bits = splat(12582912.0f + 127.0f);
+  const Vector shifted = x * 1.44269504f + to_bits;
+  const Vector n = shifted - to_bits;
+  Vector r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  Vector p = splat(1.38145e-3f);
+  p = p * r + 8.36875e-3f;
+  p = p * r + 4.166839e-2f;
+  p = p * r + 0.1666652f;
+  p = p * r + 0.49999993f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits <<= 23;
+  Vector power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+// A gate that is nearly closed keeps its digits, down to 0 from -89 on; from 17 on it is
+// exactly 1, so that an open gate loses nothing over any number of steps.
+FLAX_LSTM_INLINE Vector sigmoid(Vector x) {
+  const Vector open = splat(87.0f), closed = splat(-89.0f);
+  x = x > open ? open : x;
+  x = x < closed ? closed : x;
+  return 1.0f / (1.0f + exp(-x));
+}
 
 // sums[r][n] += Σ_k rows[r·stride + k] · panel[k][n], where a panel holds N vectors a k.
 // The order of a sum does not depend on R, and every product is added by the same kind of
