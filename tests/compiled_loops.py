@@ -1,7 +1,8 @@
-"""The loops of `implementation='native'`, compiled once for a whole run of the tests.
+"""The loops of `implementation='native'`, compiled once for all runs of the tests.
 
-They lie where only the tests that ask for them look: for all others 'auto' is what it
-is for a user who has compiled nothing.
+They lie in pytest's cache, where only the tests that ask for them look: for all others
+'auto' is what it is for a user who has compiled nothing. Other sources, another
+compiler or JAX are compiled anew: the file's name is a digest of them.
 """
 
 import concurrent.futures
@@ -17,11 +18,15 @@ from flax_lstm.native import library
 
 _CACHE = "FLAX_LSTM_CACHE_DIR"
 _ROOT = "FLAX_LSTM_TESTS_ROOT"
+_COMPILED = "FLAX_LSTM_TESTS_COMPILED"
 _REFUSED = "FLAX_LSTM_TESTS_NO_LOOPS"
 
 
-def compile_for_all():
+def compile_for_all(kept):
     """In the process that starts the others, which inherit the environment.
+
+    Args:
+        kept: a folder for what is compiled, or None.
 
     Returns:
         A folder that is there as long as the tests run.
@@ -31,12 +36,12 @@ def compile_for_all():
     """
     root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
     os.environ[_ROOT] = str(root)
-    os.environ[_CACHE] = str(root / "compiled")
+    os.environ[_COMPILED] = os.environ[_CACHE] = str(kept or root / "compiled")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for_gpu = pool.submit(_compile_for_gpu)
         compiler, *_ = library.CPU.compiler_command()
         if shutil.which(compiler):
-            library.CPU.build()
+            _compile(library.CPU)
         else:
             os.environ[_REFUSED] = f"native loops need a C++ compiler, {compiler}"
         for_gpu.result()
@@ -50,9 +55,14 @@ def _compile_for_gpu():
     if not shutil.which(library.GPU.compiler_command()[0]):
         return
     try:
-        library.GPU.build()
+        _compile(library.GPU)
     except library.BuildError as error:  # The tests that need them say so, too.
         warnings.warn(f"the GPU's kernels are not compiled: {error}", stacklevel=2)
+
+
+def _compile(loops):
+    if not loops.path().is_file():
+        loops.build()
 
 
 def remove():
@@ -64,7 +74,7 @@ def directory():
     """Where the compiled loops lie; skips the test where there is no compiler."""
     if _REFUSED in os.environ:
         pytest.skip(os.environ[_REFUSED])
-    return os.path.join(os.environ[_ROOT], "compiled")
+    return os.environ[_COMPILED]
 
 
 def load():

@@ -79,10 +79,20 @@ DEFAULT = ("scan", "fused", "native")
 def pytest_configure(config):
     # A worker of xdist's has the result of the process that started it.
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        root = compiled_loops.compile_for_all()
+        root = compiled_loops.compile_for_all(kept_between_runs(config))
         # JAX 0.10.0 complains, on stderr, of the processor that its own code is for.
         if jax.__version_info__ > (0, 10, 0):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "programs")
+
+
+def kept_between_runs(config):
+    """A folder in pytest's cache, or None where that can't be had."""
+    if not hasattr(config, "cache"):  # With `-p no:cacheprovider`.
+        return None
+    try:
+        return config.cache.mkdir("native") / "loops"
+    except OSError:  # A checkout that can't be written to.
+        return None
 
 
 def pytest_unconfigure(config):
