@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import rnn
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.interpreters import ad, mlir
+from jax.sharding import AbstractMesh, use_abstract_mesh
 
 from flax_lstm import _fused_lstm as fused
 from flax_lstm._cudnn_weights import CudnnOptions, split
@@ -114,6 +115,21 @@ def _call_backward(*operands, options: CudnnOptions):
     return _row_major(of_floats)
 
 
+def _of_one_device(context: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext:
+    """`context` with arrays of no mesh: a call sees those of its own device only.
+
+    On a mesh with explicit sharding an array's type has its sharding, also if the mesh
+    is of one device, and operations that would keep it must be told how.
+    """
+
+    def bare(avals):
+        return [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+
+    return context.replace(
+        avals_in=bare(context.avals_in), avals_out=bare(context.avals_out)
+    )
+
+
 def _row_major(arrays):
     """Row-major, the layout that cuDNN reads and writes; JAX leaves it to XLA.
 
@@ -157,10 +173,10 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
         lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
         def lower(context, *arguments, **params):
-            calls = devices_if_callable(context.module_context) is not None
-            return (lower_call if calls else lower_reference)(
-                context, *arguments, **params
-            )
+            if devices_if_callable(context.module_context) is None:
+                return lower_reference(context, *arguments, **params)
+            with use_abstract_mesh(AbstractMesh((), ())):
+                return lower_call(_of_one_device(context), *arguments, **params)
 
         mlir.register_lowering(primitive, lower, platform=platform)
         return primitive

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import rnn, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kinds import trace_layers_anew
 
 from flax_lstm import StackedLSTM, _cudnn_lstm, _persistent_lstm
@@ -242,3 +243,22 @@ def test_a_step_by_the_persistent_kernels_is_started_at_once(kernels, h100, tmp_
         "kCommandBuffer"
     ]
     assert sum(kind == "kCustomCall" for _, kind in kinds) == 4
+
+
+def test_on_a_mesh_of_one_explicit_device_it_is_called(implementation, h100):
+    """Sharded arrays have their sharding in their types, which a call does not take."""
+    mesh = Mesh([h100._device], ("rows",), (AxisType.Explicit,))
+    lstm = StackedLSTM(I, H, 2, implementation=implementation)
+    variables, x = shapes(lstm, batch_first=False)
+
+    def on_mesh(array, *spec):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(partial(loss, lstm))).lower(
+            jax.tree.map(on_mesh, variables), on_mesh(x, None, "rows")
+        )
+    number = {"cudnn": 1, "native": 2}[implementation]
+    for target in CALLS[implementation]:
+        assert lowered.as_text().count(f"@{target}(") == number

@@ -362,8 +362,8 @@ def test_gates_that_are_almost_closed_keep_their_digits(implementation, z):
 
     value, gradients = through(params)
     of_bias = gradients["layer_0"]["hi"]["bias"]
-    # z itself is rounded, by 4e-6 at most.
-    close = partial(np.testing.assert_allclose, rtol=2e-5)
+    # z itself is rounded, by 4e-6 at most, and a GPU's fast exponential is off by 9e-6.
+    close = partial(np.testing.assert_allclose, rtol=5e-5)
     close(value, expected.sum().item())
     close(of_bias, model.bias_ih_l0.grad[:H])
 
