@@ -1,11 +1,16 @@
 """Running a piece of the benchmark in a process of its own."""
 
 import contextlib
+import fcntl
+import functools
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
 
 from experiments.benchmark.timing import Calls, Work, calls_of
 
@@ -48,13 +53,14 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
     """Work that a new process makes by `make(*args)`, does when asked, and times.
 
     The process has its own memory, threads and devices, so that nothing of the
-    other contenders stands in its way. It starts at once, concurrently with others; the
-    first call waits for it.
+    other contenders stands in its way. It starts at once, concurrently with others, but
+    on a GPU makes its work after them; the first call waits for it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
+    turns = _turns().name if jax.default_backend() == "gpu" else None
     process = context.Process(
-        target=_work_when_asked, args=(make, args, theirs), daemon=True
+        target=_work_when_asked, args=(make, args, theirs, turns), daemon=True
     )
     process.start()
     theirs.close()
@@ -102,9 +108,31 @@ def _leave_ctrl_c_to_the_parent():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work_when_asked(make, args, connection):
+@functools.cache
+def _turns():
+    """A file that whoever's turn it is has locked; it is there as long as this."""
+    return tempfile.NamedTemporaryFile(prefix="flax_lstm-")
+
+
+@contextlib.contextmanager
+def _in_turn(turns):
+    """While XLA compiles for a GPU it times products, which no other may disturb.
+
+    The lock of a process that dies is free again.
+    """
+    if turns is None:
+        yield
+        return
+    with open(turns, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _work_when_asked(make, args, connection, turns):
     _leave_ctrl_c_to_the_parent()
-    calls = calls_of(make(*args))
+    with _in_turn(turns):
+        work = make(*args)
+    calls = calls_of(work)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             connection.send(calls(connection.recv()))

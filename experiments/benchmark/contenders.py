@@ -27,9 +27,15 @@ OURS_KERNEL = "ours, persistent kernel"
 OURS_DEFAULT_MALLOC = "ours, malloc as it is"
 FLAX, TORCH, TORCH_COMPILED = "flax RNN", "torch", "torch.compile"
 FLAX_KEPT, TORCH_TUNED = "flax RNN, memory kept", "torch, tuned"
-OURS_CHUNKED, OURS_CUDNN_CHUNKED, OURS_KERNEL_CHUNKED, FLAX_CHUNKED, TORCH_CHUNKED = (
-    f"{name}, {STEPS_PER_CALL} steps a call"
-    for name in (OURS, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
+_CHUNKED = {
+    name: f"{name}, {STEPS_PER_CALL} steps a call"
+    for name in (OURS, OURS_SCAN, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
+}
+OURS_CHUNKED, FLAX_CHUNKED, TORCH_CHUNKED = (
+    _CHUNKED[name] for name in (OURS, FLAX, TORCH)
+)
+OURS_SCAN_CHUNKED, OURS_CUDNN_CHUNKED, OURS_KERNEL_CHUNKED = (
+    _CHUNKED[name] for name in (OURS_SCAN, OURS_CUDNN, OURS_KERNEL)
 )
 
 
@@ -153,11 +159,10 @@ def alone() -> dict[str, Alone]:
     if has_torch():
         found[TORCH] = Alone(_torch())
         found[TORCH_CHUNKED] = Alone(_torch(steps_per_call=STEPS_PER_CALL))
-    in_chunks_of = {OURS_CUDNN: OURS_CUDNN_CHUNKED, OURS_KERNEL: OURS_KERNEL_CHUNKED}
     for name, contender in _on_gpu().items():
         found[name] = Alone(contender)
     for name, contender in _on_gpu(STEPS_PER_CALL).items():
-        found[in_chunks_of[name]] = Alone(contender)
+        found[_CHUNKED[name]] = Alone(contender)
     if not is_on_gpu():
         found[OURS_FUSED] = Alone(
             fused(), keeps_memory=None, claim=a_device_for_each_core
@@ -175,10 +180,13 @@ def is_on_gpu() -> bool:
 
 
 def implementations() -> dict[str, str]:
-    """Ours by contender: `auto`; on a GPU also cuDNN, and the kernel if compiled."""
+    """Ours by contender: `auto`; on a GPU also all others that there are.
+
+    The kernel if it is compiled.
+    """
     found = {OURS: "auto"}
     if is_on_gpu():
-        found[OURS_CUDNN] = "cudnn"
+        found |= {OURS_SCAN: "scan", OURS_CUDNN: "cudnn"}
         if library.GPU.is_usable():
             found[OURS_KERNEL] = "native"
     return found

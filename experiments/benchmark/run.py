@@ -22,6 +22,8 @@ from experiments.whole_file import require_writable
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+# XLA's and torch's, where they are the packages'.
+_CUDNN = tuple(f"nvidia-cudnn-cu{version}" for version in (12, 13))
 # Environment variables that change what is timed, by their prefixes.
 _SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "MKL_", "XLA_FLAGS", "JAX_")
 
@@ -110,11 +112,12 @@ def _measure(
 def environment() -> dict[str, object]:
     """What a run's figures depend on: machine, versions, and how it was called."""
     versions = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_CUDNN):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+            if package in _PACKAGES:
+                versions[package] = "not installed"
     now = datetime.datetime.now(datetime.UTC)
     return {
         "date": now.isoformat(timespec="seconds"),

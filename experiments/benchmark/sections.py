@@ -24,6 +24,7 @@ from experiments.benchmark.contenders import (
     OURS_KERNEL_CHUNKED,
     OURS_ONE_DEVICE,
     OURS_SCAN,
+    OURS_SCAN_CHUNKED,
     TORCH,
     TORCH_CHUNKED,
     TORCH_COMPILED,
@@ -49,6 +50,7 @@ from flax_lstm.native.cores import usable_cores
 
 # On a GPU; a contender that is missing has no ratio.
 _ON_GPU = (
+    (OURS, OURS_SCAN),
     (OURS_CUDNN, TORCH),
     (OURS, OURS_CUDNN),
     (OURS_KERNEL, TORCH),
@@ -60,6 +62,15 @@ RATIOS_ALONE = (
     *((OURS, TORCH), (OURS, FLAX), (OURS, TORCH_TUNED), (OURS, FLAX_KEPT)),
     *((OURS_FUSED, TORCH), (OURS, OURS_FUSED)),
     *_ON_GPU,
+)
+_OURS_ON_GPU = (OURS_SCAN, OURS_CUDNN, OURS_KERNEL)
+_IN_CHUNKS = (
+    OURS_CHUNKED,
+    OURS_SCAN_CHUNKED,
+    OURS_CUDNN_CHUNKED,
+    OURS_KERNEL_CHUNKED,
+    FLAX_CHUNKED,
+    TORCH_CHUNKED,
 )
 # How many processes each contender gets for the figures in the README: a heap that
 # happens to be laid out differently has different page faults for its process's life.
@@ -95,15 +106,8 @@ EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
 def quickly(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, the least that shows the speed."""
-    names = (
-        OURS_CHUNKED,
-        OURS_CUDNN_CHUNKED,
-        OURS_KERNEL_CHUNKED,
-        FLAX_CHUNKED,
-        TORCH_CHUNKED,
-    )
-    yield _alone(TRAINING_ALONE, names, "training", NOTES, seconds)
-    names = (OURS, OURS_CUDNN, OURS_KERNEL, FLAX, TORCH)
+    yield _alone(TRAINING_ALONE, _IN_CHUNKS, "training", NOTES, seconds)
+    names = (OURS, *_OURS_ON_GPU, FLAX, TORCH)
     for batch in INFERENCE_BATCHES[:2]:
         yield _inference_alone(names, batch, seconds)
 
@@ -116,17 +120,10 @@ def in_own_processes(seconds: float) -> Iterator[Comparison]:
     their users run them, and once more tuned.
     """
     on_gpu = contenders.is_on_gpu()
-    ours = (OURS, OURS_ONE_DEVICE, OURS_FUSED, OURS_CUDNN, OURS_KERNEL)
+    ours = (OURS, OURS_ONE_DEVICE, OURS_FUSED, *_OURS_ON_GPU)
     names = (*ours, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
-    in_chunks = (
-        OURS_CHUNKED,
-        OURS_CUDNN_CHUNKED,
-        OURS_KERNEL_CHUNKED,
-        FLAX_CHUNKED,
-        TORCH_CHUNKED,
-    )
     processes = 1 if on_gpu else _PROCESSES
-    all_names = (*in_chunks, OURS_DEFAULT_MALLOC, *names)
+    all_names = (*_IN_CHUNKS, OURS_DEFAULT_MALLOC, *names)
     yield _alone(TRAINING_ALONE, all_names, "training", NOTES, seconds, processes)
     for batch in INFERENCE_BATCHES:
         yield _inference_alone(names, batch, seconds)
@@ -202,7 +199,10 @@ def _alone(
         (ours, TORCH_CHUNKED)
         for ours in (OURS_CHUNKED, OURS_CUDNN_CHUNKED, OURS_KERNEL_CHUNKED)
     ]
-    chunks += [(OURS_CHUNKED, FLAX_CHUNKED), (OURS_CHUNKED, TORCH_TUNED)]
+    chunks += [
+        (OURS_CHUNKED, other)
+        for other in (FLAX_CHUNKED, TORCH_TUNED, OURS_SCAN_CHUNKED)
+    ]
     plain = ((OURS_DEFAULT_MALLOC, TORCH), (OURS_DEFAULT_MALLOC, FLAX))
     ratios = (
         *chunks,
