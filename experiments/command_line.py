@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -30,9 +30,14 @@ def run(main: Callable[[], None]) -> None:
 
     def parse(argv):
         try:
-            rest = flags.FLAGS(argv)
-        except SystemExit:  # Of `--help` and the like, for which absl exits with 1.
-            sys.exit(0)
+            with _printing(program):
+                try:
+                    rest = flags.FLAGS(argv)
+                finally:
+                    sys.stdout.flush()
+        except SystemExit as error:
+            # Of `--help` and the like, for which absl exits with 1.
+            sys.exit(0 if error.code == 1 else error.code)
         except flags.Error as error:
             _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
         if len(rest) > 1:
@@ -47,22 +52,30 @@ def run(main: Callable[[], None]) -> None:
             # exception that it raises; the exception itself is reported here.
             logging.set_verbosity(logging.FATAL)
         try:
-            main()
-            sys.stdout.flush()
+            with _printing(program):
+                main()
+                sys.stdout.flush()
         except RunError as error:
             _fail(program, _one_line(error), error.status)
-        except BrokenPipeError:
-            # The reader of a pipe has seen enough (`| head`).
-            _drop_output()
-            sys.exit(BROKEN_PIPE_STATUS)
-        except OSError as error:
-            # For files, the commands themselves report a full disk.
-            if error.errno != errno.ENOSPC or error.filename is not None:
-                raise
-            _drop_output()
-            _fail(program, f"can't write to stdout: {error.strerror}", RunError.status)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _printing(program: str) -> Iterator[None]:
+    """Ends the process where stdout can't be written to."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough (`| head`).
+        _drop_output()
+        sys.exit(BROKEN_PIPE_STATUS)
+    except OSError as error:
+        # For files, the commands themselves report a full disk.
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _drop_output()
+        _fail(program, f"can't write to stdout: {error.strerror}", RunError.status)
 
 
 def _open_closed_streams() -> None:

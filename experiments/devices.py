@@ -40,6 +40,22 @@ def require_rows(batch_size: int, num_devices: int | None) -> None:
         )
 
 
+def require_device() -> None:
+    """Starts JAX's backend, which reads the environment (`JAX_PLATFORMS=cuda`).
+
+    Raises:
+        RunError: JAX finds no device, for the reason that it gives.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # Where a plugin is missing, an AssertionError.
+        reason = str(error) or type(error).__name__
+        asked = os.environ.get("JAX_PLATFORMS", "not set")
+        raise RunError(
+            f"JAX finds no device to run on (JAX_PLATFORMS: {asked}): {reason}"
+        ) from error
+
+
 def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     """Makes one CPU device per core that this process may use, or `num_devices`.
 

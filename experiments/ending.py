@@ -1,19 +1,30 @@
 """Ending the process with one line, whatever other threads do."""
 
+import contextlib
 import os
 import sys
 import threading
 from typing import NoReturn
 
-_ending = threading.Lock()
+_ending = threading.RLock()
+_begun = False
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Prints `message` on stderr and ends the process; only the first call does."""
+    """Prints `message` on stderr and ends the process; only the first call does.
+
+    Where it can't be printed, the process ends with the same status.
+    """
+    global _begun
     if not _ending.acquire(blocking=False):
-        threading.Event().wait()
+        threading.Event().wait()  # Another thread ends the process.
+    if _begun:  # By this thread: a signal came while it was printing.
+        os._exit(status)
+    _begun = True
     # Neither sys.stderr nor sys.exit: after a save that failed, Orbax's threads write
     # tracebacks to the former, and keep the process alive at the latter.
-    print(message, file=sys.__stderr__, flush=True)
-    sys.stdout.flush()
+    for stream, text in ((sys.__stderr__, f"{message}\n"), (sys.stdout, "")):
+        # RuntimeError: a signal came while the stream was being written to.
+        with contextlib.suppress(OSError, RuntimeError):
+            print(text, end="", file=stream, flush=True)
     os._exit(status)

@@ -5,7 +5,6 @@ Example: python -m experiments.gates --workdir=runs/RUN --index=7
 
 from experiments import command_line, one_digit
 from experiments.errors import naming
-from experiments.one_digit import FLAGS
 
 one_digit.define_flags()
 
@@ -18,12 +17,12 @@ def main() -> None:
     from experiments.pictures.gates import save_gates
 
     reading.require_rows_and_lstm(classifier)
-    shown, name = one_digit.predict(classifier)
+    path = one_digit.picture_path(classifier, prefix="gates-")
+    shown = one_digit.predict(classifier)
     read = reading.read(
         classifier.model, classifier.variables, shown.image, shown.white
     )
     print(f"{classifier.description}\n{shown.text()}", flush=True)
-    path = FLAGS.output or classifier.picture_path(f"gates-{name}")
     with naming("--output"):
         save_gates(read, shown, path)
     print(f"Picture: {path}")

@@ -53,6 +53,9 @@ class MetricsFile:
 
     A row is written before its epoch's checkpoint, so a run that was stopped in
     between has a row too many, and never one too few.
+
+    Attributes:
+        missing: restored epochs that have no row, as somebody has removed it.
     """
 
     def __init__(self, workdir: str, restored_epoch: int):
@@ -61,10 +64,14 @@ class MetricsFile:
             kept = [row for row in rows(workdir) if row["epoch"] <= restored_epoch]
             lines = "".join(json.dumps(row) + "\n" for row in kept)
             write_whole({self._path: lines.encode()})
+        found = {row["epoch"] for row in kept}
+        self.missing = [n for n in range(1, restored_epoch + 1) if n not in found]
 
     def append(self, row: dict[str, Any]) -> None:
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # Before its checkpoint, as that is, too.
         except OSError as error:
             raise RunError(f"--workdir: can't write {self._path}: {error}") from error

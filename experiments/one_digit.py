@@ -1,16 +1,18 @@
 """The flags that name a trained classifier and one digit."""
 
+import os
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from experiments.errors import RunError
+from experiments.errors import RunError, naming
 from experiments.run_flags import (
     define_mnist_folders,
     define_path,
     define_step,
     define_workdir_of_a_run,
 )
+from experiments.whole_file import require_writable
 
 if TYPE_CHECKING:  # Slow to import: done later, so that `--help` answers at once.
     from experiments.prediction import Prediction
@@ -51,12 +53,35 @@ def restore() -> "RestoredClassifier":
     return restored.restore(FLAGS.workdir, FLAGS.step)
 
 
-def predict(classifier: "RestoredClassifier") -> tuple["Prediction", str]:
-    """The prediction for the digit of --image or --index, and a name for pictures."""
+def picture_path(classifier: "RestoredClassifier", prefix: str = "") -> str:
+    """Where the picture goes: --output, or a name in the workdir.
+
+    Raises:
+        RunError: it can't be written there, or is the picture of --image.
+    """
+    name = "image" if FLAGS.image is not None else f"{FLAGS.split}-{FLAGS.index or 0}"
+    path = FLAGS.output or classifier.picture_path(f"{prefix}{name}")
+    if FLAGS.image is not None and _are_same(path, FLAGS.image):
+        raise RunError(
+            f"--output: expected another file than that of --image, got {path}"
+        )
+    if FLAGS.output is not None:  # Else the prediction is printed all the same.
+        with naming("--output"):
+            require_writable(path)
+    return path
+
+
+def _are_same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # One of them is not there.
+        return False
+
+
+def predict(classifier: "RestoredClassifier") -> "Prediction":
+    """The prediction for the digit of --image or --index."""
     if FLAGS.image is not None:
-        return classifier.predict_image(FLAGS.image), "image"
-    index = FLAGS.index or 0
-    shown = classifier.predict_example(
-        FLAGS.split, index, FLAGS.data_dir, FLAGS.manual_dir
+        return classifier.predict_image(FLAGS.image)
+    return classifier.predict_example(
+        FLAGS.split, FLAGS.index or 0, FLAGS.data_dir, FLAGS.manual_dir
     )
-    return shown, f"{FLAGS.split}-{index}"

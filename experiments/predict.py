@@ -5,7 +5,6 @@ Example: python -m experiments.predict --workdir=runs/RUN --image=7.png
 
 from experiments import command_line, one_digit
 from experiments.errors import naming
-from experiments.one_digit import FLAGS
 
 one_digit.define_flags()
 
@@ -15,9 +14,9 @@ def main() -> None:
     from experiments.pictures.prediction import save_prediction
 
     classifier = one_digit.restore()
-    shown, name = one_digit.predict(classifier)
+    path = one_digit.picture_path(classifier)
+    shown = one_digit.predict(classifier)
     print(f"{classifier.description}\n{shown.text()}", flush=True)
-    path = FLAGS.output or classifier.picture_path(name)
     with naming("--output"):
         save_prediction(shown, path)
     print(f"Picture: {path}")

@@ -10,6 +10,7 @@ from experiments import answers, lock, prediction
 from experiments.answers import Answers
 from experiments.data import choose
 from experiments.data.dataset import Dataset
+from experiments.devices import require_device
 from experiments.errors import RunError
 from experiments.images import FORMS, Form, read_digit
 from experiments.model_input import ModelInput
@@ -99,8 +100,10 @@ def restore(workdir: str, step: int | None = None) -> RestoredClassifier:
     saved, or removed as an old one, looks like a damaged one.
 
     Raises:
-        RunError: no folder, no checkpoint, a damaged one, or one that can't be read.
+        RunError: no folder, no checkpoint, a damaged one, or one that can't be read; or
+            JAX finds no device.
     """
+    require_device()
     end = time.monotonic() + _MAX_SAVE_SECONDS
     while True:
         try:
@@ -137,7 +140,8 @@ def _restore(workdir: str, step: int | None) -> RestoredClassifier:
         kind = _MayPass if step is None else RunError
         raise kind(f"{flag}: {error.reason}") from error
     except Exception as error:  # Orbax raises many kinds for a damaged file.
-        raise _MayPass(f"--workdir: {workdir} can't be read: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise _MayPass(f"--workdir: {workdir} can't be read: {reason}") from error
 
 
 def _advice(workdir: str) -> str:

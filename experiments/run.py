@@ -1,5 +1,6 @@
 """One run from data to final test: what `python -m experiments.mnist` does."""
 
+import contextlib
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from experiments.data.dataset import Dataset, Share
 from experiments.devices import (
     claim_cores,
     loops_on_cpu,
+    require_device,
     require_rows,
     row_mesh,
 )
@@ -64,6 +66,7 @@ def train_and_test(
     keep_if_large(parameters.step_bytes)
     require_rows(parameters.batch_size, num_devices)
     claim_cores(num_devices, parameters.cell)
+    require_device()
     mesh = row_mesh(parameters.batch_size, num_devices)
     recorded = checkpoints.find(workdir).recorded if workdir is not None else None
     known = recorded.dataset if recorded else None
@@ -145,6 +148,9 @@ def _train(
             return
         _say_devices(mesh, parameters.cell)
         rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
+        if rows and rows.missing:
+            epochs_without = ", ".join(map(str, rows.missing))
+            say(f"Not in {metrics.FILE_NAME}, and lost: epochs {epochs_without}")
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh),
             parameters.batch_size,
@@ -169,9 +175,12 @@ def _train(
                 of_run = {"dataset": data.name, "validate": parameters.validate}
                 rows.append(of_run | row)
             saved.save(state, model, epoch)
-            say(_epoch_line(row, num_epochs))
             if processes.agree(0, stop.number)[1]:
+                # Ctrl-C also ends the `tee` that may have read this.
+                with contextlib.suppress(OSError):
+                    say(_epoch_line(row, num_epochs))
                 raise _stopped(stop, f"after epoch {epoch}")
+            say(_epoch_line(row, num_epochs))
             progress = epochs.start(progress)
     finally:
         saved.close()

@@ -1,5 +1,6 @@
 """Being stopped from outside: the first signal asks, a second one stops at once."""
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -45,11 +46,22 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.by is not None:
-            # Not `print`, in the middle of which the signal may have come.
-            os.write(2, b"ended at once; what was saved before is intact\n")
+            _note_on_stderr(b"ended at once; what was saved before is intact\n")
             os._exit(_status(signal.Signals(number)))
         self.by = signal.Signals(number)
-        os.write(2, b"stopping after the steps under way; another signal ends it now\n")
+        _note_on_stderr(
+            b"stopping after the steps under way; another signal ends it now\n"
+        )
+
+
+def _note_on_stderr(line: bytes) -> None:
+    """Not by `print`, in the middle of which the signal may have come.
+
+    Ctrl-C also ends the `tee` that stderr may be a pipe to; this is no reason to lose
+    what the run is about to save.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, line)
 
 
 def _status(number: signal.Signals) -> int:

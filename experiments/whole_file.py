@@ -13,24 +13,26 @@ from experiments.errors import RunError
 def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     """Temporary files beside `paths`, which they replace once all of them are written.
 
-    Until then, and after an error, what was there is left alone.
+    Until then, and after an error, what was there is left alone. Where a path is a
+    link, it stays one, and its target is replaced.
 
     Raises:
         RunError: one can't be written, or exists and is a folder or a device.
     """
     _require_files(paths)
     # Nobody else's, not even those of another process that writes the same.
+    targets = [os.path.realpath(path) for path in paths]
     temporaries = tuple(
-        os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
-        for path in paths
+        os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.tmp")
+        for target in targets
     )
     try:
         yield temporaries
         for temporary in temporaries:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.replace(temporary, target)
     except OSError as error:
         raise RunError(
             f"can't write {' and '.join(paths)}: {error.strerror or error}"
@@ -62,7 +64,7 @@ def require_writable(*paths: str) -> None:
     """
     _require_files(paths)
     for path in paths:
-        folder = os.path.dirname(path) or "."
+        folder = os.path.dirname(os.path.realpath(path))
         try:
             os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

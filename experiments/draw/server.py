@@ -29,7 +29,8 @@ def serve(app: Flask, host: str, port: int) -> None:
         raise RunError(
             f"--host, --port: can't listen on {host}, port {port}: {error}"
         ) from error
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # No line for each request.
+    # No line for each request, nor for what is no request of HTTP (a port scan).
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with listening:
         port = listening.getsockname()[1]
         server = make_server(host, port, app, threaded=True, fd=listening.fileno())

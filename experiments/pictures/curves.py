@@ -70,6 +70,7 @@ def _draw(axes, lines, quantity, number):
     from matplotlib.ticker import MaxNLocator
 
     last_epochs = {rows[-1]["epoch"] for _, rows in lines.values()}
+    labels = {}
     for name, (split, rows) in lines.items():
         values = [row[f"{split}_{quantity}"] for row in rows]
         label = f"{name}  {number.format(values[-1])}"
@@ -84,14 +85,16 @@ def _draw(axes, lines, quantity, number):
                 for value, half in zip(values, halves, strict=True)
             ]
         epochs = [row["epoch"] for row in rows]
-        axes.plot(epochs, values, marker="o", ms=2, label=label)
+        (line,) = axes.plot(epochs, values, marker="o", ms=2)
+        labels[line] = label
     axes.set_xlabel("epoch")
     whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
     axes.xaxis.set_major_locator(whole)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None
-    legend = axes.legend(frameon=False, title=title)
+    # Given here, since matplotlib leaves out lines with a label like "_old".
+    legend = axes.legend(labels.keys(), labels.values(), frameon=False, title=title)
     for text in legend.get_texts():
         text.set_parse_math(False)  # A dollar in a folder's name is just that.
 

@@ -4,14 +4,17 @@ import errno
 import fcntl
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
-from commands import arguments, assert_one_line_error, command, command_anew
+from commands import arguments, assert_one_line_error, command, command_anew, train
+from PIL import Image
 
 from experiments import metrics
 from experiments.devices import require_rows
@@ -110,6 +113,46 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path):
     closing = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *closed]
     assert subprocess.run(closing, check=False).returncode == 0
     assert (tmp_path / "test-0.png").is_file()
+
+
+@pytest.mark.parametrize(("output", "status"), [("| true", 141), ("> /dev/full", 1)])
+def test_help_that_cannot_be_printed_is_no_traceback(output, status):
+    line = f"set -o pipefail; {shlex.join(arguments('predict', '--help'))} {output}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["mnist", "predict"])
+def test_a_backend_that_is_missing_is_named(module, trained):
+    environment = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
+    done = command_anew(module, f"--workdir={trained[0]}", env=environment)
+    expected = "JAX finds no device to run on (JAX_PLATFORMS: no_such_platform): "
+    assert_one_line_error(done, expected)
+
+
+def test_the_picture_of_image_is_not_replaced(trained, tmp_path):
+    own = tmp_path / "own.png"
+    Image.fromarray(np.full((28, 28), 255, np.uint8)).save(own)
+    before = own.read_bytes()
+    flags = f"--workdir={trained[0]}", f"--image={own}", f"--output={own}"
+    for module in ("predict", "gates"):
+        done = command(module, *flags)
+        assert_one_line_error(done, "--output: expected another file than that of --im")
+    assert own.read_bytes() == before
+
+
+def test_epochs_whose_metrics_are_lost_are_named(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    path = workdir / metrics.FILE_NAME
+    first, *others = path.read_text().splitlines(keepends=True)
+    assert '"epoch": 1,' in first
+    path.write_text("".join(others))
+    flags = f"--num_epochs={len(others) + 2}", "--dropout=0.1"
+    output = train(workdir, *flags)
+    assert f"Not in {metrics.FILE_NAME}, and lost: epochs 1\n" in output
 
 
 def test_flask_that_is_missing_is_named(tmp_path):

@@ -132,8 +132,8 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
         done = command("compare", f"--workdirs={folders}")
         message = f"--workdirs: expected folders with commas between them, got {got}"
         assert_one_line_error(done, message)
-    done = command("compare", flags[0], f"--output={tmp_path}/none/comparison.png")
-    assert_one_line_error(done, "--output: can't write")
+    done = command("compare", flags[0], f"--output={path}/comparison.png")
+    assert_one_line_error(done, "--output: expected a path in a writable folder")
     done = command("compare", f"--workdirs={workdir},{tmp_path}")
     assert_one_line_error(done, f"of at least one epoch, got {tmp_path}")
 
@@ -144,14 +144,29 @@ def test_what_is_no_row_of_metrics_is_none(line, tmp_path):
     assert metrics.rows(str(tmp_path)) == []
 
 
-def test_many_runs_with_long_names_stay_apart(tmp_path, monkeypatch):
-    row = {"epoch": 1}
-    for split in ("train", "test"):
-        row |= {f"{split}_loss": 0.5, f"{split}_accuracy": 0.5, f"{split}_examples": 2}
-    drawn = []
-    monkeypatch.setattr(curves, "save_png", lambda figure, path: drawn.append(figure))
+ROW = {"epoch": 1}
+for split in ("train", "test"):
+    ROW |= {f"{split}_loss": 0.5, f"{split}_accuracy": 0.5, f"{split}_examples": 2}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be saved."""
+    figures = []
+    monkeypatch.setattr(curves, "save_png", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_a_name_that_matplotlib_would_leave_out_is_in_the_legend(drawn):
+    curves.save_comparison({"_old": [ROW], "new": [ROW]}, "")
+    for axes in drawn[0].axes:
+        old, new = (text.get_text() for text in axes.get_legend().get_texts())
+        assert (old[:5], new[:4]) == ("_old ", "new ")
+
+
+def test_many_runs_with_long_names_stay_apart(drawn):
     names = [f"a folder of a run, number {number}" for number in range(30)]
-    curves.save_comparison({name: [row] for name in names}, "")
+    curves.save_comparison({name: [ROW] for name in names}, "")
     for axes in drawn[0].axes:
         labels = {text.get_text() for text in axes.get_legend().get_texts()}
         assert len(labels) == len(axes.lines) == 30

@@ -27,6 +27,7 @@ from commands import (
 from experiments.data.idx import read_idx
 from experiments.lock import sole_use
 from experiments.stopping import StopRequest
+from flax_lstm.checkpoint import read_config
 
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
 # Long epochs, so that a run can be stopped inside one.
@@ -135,6 +136,24 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(
     assert_same_run(workdir, uninterrupted(flags))
 
 
+def test_a_signal_saves_where_stderr_cannot_be_written_to(tmp_path):
+    """Ctrl-C in a terminal also ends the `tee` of `2>&1 | tee log`."""
+    workdir = tmp_path / "run"
+    _, *flags = training(workdir, *SLEPT)
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, *flags], stdout=writing, stderr=writing
+    ) as process:
+        os.close(writing)
+        while process.poll() is None and not list(workdir.glob("*.sha256")):
+            time.sleep(0.02)
+        os.close(reading)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 128 + signal.SIGINT
+    assert read_config(workdir)["step"] not in (15, 30)
+
+
 def test_a_signal_when_all_is_trained_ends_the_run_too(trained, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     code = """if True:
@@ -191,6 +210,27 @@ def test_a_second_signal_ends_at_once():
     noted, ended = done.stderr.splitlines()
     assert noted.startswith("stopping after the steps under way")
     assert ended == "ended at once; what was saved before is intact"
+
+
+def test_a_signal_while_the_last_line_is_printed_ends_at_once():
+    """Its handler is in the thread that prints, and would wait for itself."""
+    code = """if True:
+        import os, signal, sys
+        from experiments import command_line
+        from experiments.errors import RunError
+
+        class Interrupted:
+            def write(self, text):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def main():
+            sys.__stderr__ = Interrupted()
+            raise RunError("not possible")
+
+        command_line.run(main)
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
 
 
 def test_ctrl_c_is_not_lost_in_a_callback_whose_errors_are_dropped():

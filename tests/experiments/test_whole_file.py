@@ -44,6 +44,17 @@ def test_files_of_others_and_other_processes_are_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one.tmp"]
 
 
+def test_a_link_stays_one(tmp_path):
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_whole({str(link): b"new"})
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert len(list(target.parent.iterdir())) == 1
+
+
 def test_a_folder_to_be_is_no_file(tmp_path):
     with pytest.raises(RunError, match=r"^expected the path of a file.*new/$"):
         require_writable(f"{tmp_path}/new/")

@@ -248,8 +248,9 @@ async function begin() {
   }
   const both = about.directions === 2 ? "bidirectional " : "";
   const data = about.embedded ? "the embedded 8×8 digits" : "MNIST";
+  const epochs = { 0: "part of an epoch", 1: "1 epoch" }[about.epoch] ?? `${about.epoch} epochs`;
   $("model").textContent =
-    `${about.layers} ${both}layers of ${about.units} units, trained on ${data} for ${about.epoch} epochs`;
+    `${about.layers} ${both}layers of ${about.units} units, trained on ${data} for ${epochs}`;
   $("embedded").hidden = !about.embedded;
   for (let digit = 0; digit < about.classes; digit++) {
     const item = document.createElement("li");
