@@ -17,7 +17,7 @@ from flax_lstm._lstm import StackedLSTM
 from flax_lstm._own_weights import require_own_parts, require_params
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
-from flax_lstm._stack import RecurrentStack, warn_of_idle_dropout
+from flax_lstm._stack import SIZES, RecurrentStack, warn_of_idle_dropout
 
 POOLINGS = ("last", "final", "mean", "attention")
 """The ways in which a classifier pools the outputs of all steps into one vector."""
@@ -75,6 +75,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         check.require_one_of("pooling", self.pooling, POOLINGS)
         # The stack checks all other options.
         self._stack(parent=None)
+        check.as_ints(self, ("num_classes", *SIZES))
         warn_of_idle_dropout(self)
         super().__post_init__()
 

@@ -7,9 +7,9 @@ function is dispatched once, whereas eagerly JAX has the overhead of every opera
 most of all in a gradient (`python -m experiments.benchmark --parts=eager`).
 
 A cached function does not notice settings that change outside of its arguments. So only
-functions that declare that they may be cached (`cacheable`) are: ours do, and users'
-own need not. (A user's own cell runs in a lifted scan, in which it can neither draw
-random numbers nor write variables anyhow.)
+functions that declare that they may be cached (`cacheable`) are, and with modules of
+this package's and Flax's classes only: users' own recurrences, stacks and cells run as
+they are.
 
 Source: https://docs.jax.dev/en/latest/jit-compilation.html#jit-and-caching
 """
@@ -74,8 +74,8 @@ def compiled_once(
 ) -> Function:
     """`run`, traced and compiled once for equal modules and arrays of equal shapes.
 
-    Where a module creates parameters, can't be hashed, or is watched (by interceptors,
-    or for intermediates), `run` itself is called.
+    Where a module is of a user's class, creates parameters, can't be hashed, or is
+    watched (by interceptors, or for intermediates), `run` itself is called.
 
     Args:
         run: marked as `cacheable`, with a module as its first argument, or a tuple of
@@ -125,7 +125,8 @@ def _cache_key(modules: Any, named: bool) -> Any:
         same = dict.fromkeys(drawn, nn.initializers.zeros)
         return module.clone(name=module.name if named else None, parent=None, **same)
 
-    if _is_watched() or any(map(_writes, jax.tree.leaves(modules))):
+    leaves = jax.tree.leaves(modules)
+    if _is_watched() or not all(map(_is_known, leaves)) or any(map(_writes, leaves)):
         return None
     key = jax.tree.map(options, modules)
     try:
@@ -133,6 +134,10 @@ def _cache_key(modules: Any, named: bool) -> Any:
     except TypeError:
         return None
     return key
+
+
+def _is_known(module: Any) -> bool:
+    return type(module).__module__.partition(".")[0] in (__package__, "flax")
 
 
 def _parameters(module: Any) -> Any:

@@ -308,7 +308,7 @@ def _slopes(kept: Kept, is_valid: jax.Array | None) -> Slopes:
 
 
 def _sigmoid(z: jax.Array) -> jax.Array:
-    """σ(z), in float32 at least: in bfloat16 a gate would be closed from z = -6 on."""
+    """σ(z), computed in float32 at least and rounded once."""
     wide = z.astype(at_least_float32(z.dtype))
     return jax.nn.sigmoid(wide).astype(z.dtype)
 

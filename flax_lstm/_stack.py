@@ -27,6 +27,9 @@ from flax_lstm._own_weights import require_own_weights, require_params
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
+SIZES = ("input_size", "hidden_size", "num_layers", "proj_size")
+"""The options that are integers; the last one is an LSTM's only."""
+
 # Identical layers are traced once.
 scan_compiled_once = compiled_once(scan_over_time, static=("reverse",), named=False)
 
@@ -97,6 +100,7 @@ class RecurrentStack(nn.Module, kw_only=True):
 
     def __post_init__(self) -> None:
         self.check_options()
+        check.as_ints(self, SIZES)
         warn_of_idle_dropout(self)
         super().__post_init__()
 
@@ -146,7 +150,7 @@ class RecurrentStack(nn.Module, kw_only=True):
     @property
     def _num_cells(self) -> int:
         """L·D, which is also the length of a state array's first axis."""
-        return int(self.num_layers) * (2 if self.bidirectional else 1)
+        return self.num_layers * (2 if self.bidirectional else 1)
 
     @property
     def _layer_names(self) -> list[list[str]]:
@@ -157,7 +161,7 @@ class RecurrentStack(nn.Module, kw_only=True):
     @property
     def state_sizes(self) -> tuple[int, ...]:
         sizes = self.hidden_size, getattr(self, "proj_size", 0)
-        return self.cell_class.state_sizes(*map(int, sizes))
+        return self.cell_class.state_sizes(*sizes)
 
     @property
     def output_size(self) -> int:
@@ -317,6 +321,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         trees = self.variables.get("params", {})
         layers = [name for names in self._layer_names for name in names]
         params = jax.tree.leaves([trees[name] for name in layers if name in trees])
+        check.require_weights("params", params)
         return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
 
 

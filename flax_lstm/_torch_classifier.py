@@ -208,9 +208,17 @@ def _require_free(head: str, others: Collection[str]) -> None:
 
 def _stack_named(stack: str | None, tensors: Collection[str]) -> str:
     """The name of the stack in torch; `lstm` if there is no stack."""
-    found = [p.removesuffix(".") for p in prefixes_in(tensors) if p.endswith(".")]
+    prefixes = prefixes_in(tensors)
+    found = [prefix.removesuffix(".") for prefix in prefixes if prefix.endswith(".")]
+    if len(prefixes) > 1 or len(prefixes) > len(found):
+        shown = " and ".join(repr(f"{prefix}weight_ih_l0") for prefix in prefixes)
+        raise ValueError(
+            f"state_dict: expected one LSTM, GRU or RNN, as a module of its own beside "
+            f"a Linear, got {shown}; convert one alone, by params_from_torch with "
+            f"prefix={prefixes[0]!r}"
+        )
     if stack is None:
-        return found[0] if len(found) == 1 else _first_cell(tensors, ".")
+        return found[0] if found else _first_cell(tensors, ".")
     require_string("stack", stack)
     if found and stack not in found:
         raise ValueError(
@@ -259,10 +267,12 @@ def _only_head(tensors: Collection[str], stack: str) -> str:
     ]
     if len(heads) != 1:
         shown = " and ".join(map(repr, sorted(found))) or "none"
+        # Where it could be each of several, the others are the attention's.
+        choose = "choose one with head=, or " if heads else ""
         raise ValueError(
             f"state_dict: expected one Linear besides the stack {stack!r}, got "
-            f"{shown}; choose one with head=, or convert the stack alone, by "
-            f"params_from_torch with prefix='{stack}.'"
+            f"{shown}; {choose}convert the stack alone, by params_from_torch with "
+            f"prefix='{stack}.'"
         )
     return heads[0]
 

@@ -43,7 +43,8 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
         A stateless `optax.GradientTransformation`. It touches the leaves
         `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` (LSTM), `ir/bias` and `iz/bias`
         (GRU) and `i/bias` (RNN) anywhere in a tree, and no others: the head of a
-        classifier has one bias in torch as well.
+        classifier has one bias in torch as well. Its updates raise a ValueError if no
+        leaf has a name, as inside `optax.flatten`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -63,9 +64,11 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     def double(path, update):
         return 2 * update if _is_summed_bias(path) else update
 
-    return optax.stateless(
-        lambda updates, params: jax.tree_util.tree_map_with_path(double, updates)
-    )
+    def double_all(updates, params):
+        _require_names(updates)
+        return jax.tree_util.tree_map_with_path(double, updates)
+
+    return optax.stateless(double_all)
 
 
 def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation":
@@ -90,7 +93,8 @@ def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation"
     Returns:
         A stateless `optax.GradientTransformation` of trees in which the biases that
         count twice are those of `scale_by_torch_biases`. The norm is summed up in
-        float32 at least. NaN and infinity spread to the other gradients as in torch.
+        float32 at least. NaN and infinity spread to the other gradients as in torch. A
+        tree without names is a ValueError.
 
     Raises:
         TypeError, ValueError: `max_norm` is not a positive number.
@@ -114,9 +118,11 @@ def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation"
 
     def sum_of_squares(path, gradient):
         wide = gradient.astype(at_least_float32(gradient.dtype))
-        return jnp.sum(wide * wide) * (2 if _is_summed_bias(path) else 1)
+        squares = jnp.real(wide * jnp.conj(wide))
+        return jnp.sum(squares) * (2 if _is_summed_bias(path) else 1)
 
     def clip(gradients, params):
+        _require_names(gradients)
         sums = jax.tree_util.tree_map_with_path(sum_of_squares, gradients)
         norm = jnp.sqrt(sum(jax.tree.leaves(sums)))
         scale = jnp.minimum(1, max_norm / (norm + _TORCH_EPSILON))
@@ -125,8 +131,22 @@ def clip_by_torch_global_norm(max_norm: float) -> "optax.GradientTransformation"
     return optax.stateless(clip)
 
 
+def _require_names(updates: Any) -> None:
+    """Without names no bias is one of torch's two."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    if paths and not any(_names(path) for path in paths):
+        raise ValueError(
+            "updates: expected a tree with the parameters' names, such as hi/bias, got "
+            "arrays without names; use this transformation outside of optax.flatten"
+        )
+
+
 def _is_summed_bias(path: tuple[Any, ...]) -> bool:
     # The path of a boxed parameter (with metadata) has more entries after these.
-    keys = [getattr(key, "key", None) for key in path]
-    *_, module, name = ["", "", *(key for key in keys if isinstance(key, str))]
+    *_, module, name = ["", "", *_names(path)]
     return module in SUMMED_BIASES and name == "bias"
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    keys = [getattr(key, "key", None) for key in path]
+    return [key for key in keys if isinstance(key, str)]

@@ -37,6 +37,17 @@ def _require_int(name: str, value: Any, expected: str) -> None:
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
 
 
+def as_ints(module: Any, names: Collection[str]) -> None:
+    """Makes those checked options of `module` Python's integers.
+
+    An array of one integer is one, too, but has no hash: the module would be traced
+    anew at every call, and could be no static argument.
+    """
+    for name in names:
+        if hasattr(module, name):
+            object.__setattr__(module, name, operator.index(getattr(module, name)))
+
+
 def require_probability(name: str, value: Any) -> None:
     """`value` is a number in [0, 1], and not a bool."""
     expected = "a number in [0, 1], the probability that an element is zeroed"
@@ -115,16 +126,37 @@ def require_initializer(name: str, value: Any) -> None:
         )
 
 
+def require_weights(name: str, leaves: Collection[Any]) -> None:
+    """None of them is complex, or has a dtype and is no array to JAX.
+
+    What else does not fit is told by Flax, which knows the parameter's name.
+    """
+
+    def fits(leaf):
+        if not hasattr(leaf, "dtype"):
+            return True
+        becomes_one = hasattr(leaf, "__array__") or hasattr(leaf, "__jax_array__")
+        # torch's dtypes have no kind.
+        return becomes_one and getattr(leaf.dtype, "kind", "c") != "c"
+
+    for leaf in leaves:
+        if not fits(leaf):
+            raise TypeError(
+                f"{name}: expected arrays of floating-point numbers, got {shown(leaf)}"
+            )
+
+
 def as_floating_array(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array; a TypeError unless its dtype is real floating."""
+    if isinstance(value, np.ndarray):  # In any byte order.
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
     try:
         array = jnp.asarray(value)
     except jax.errors.JaxRuntimeError:  # No memory, a transfer guard: not the value's.
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         # What converts itself, such as torch's tensors, says why it could not.
-        converts = hasattr(value, "__array__") and type(value) is not np.ndarray
-        why = f" ({error})" if converts else ""
+        why = f" ({error})" if hasattr(value, "__array__") else ""
         if hasattr(value, "batch_sizes"):  # A PackedSequence of torch's.
             why = "; pass the padded array, and its lengths as seq_lengths="
         raise TypeError(
@@ -252,6 +284,6 @@ def shown(value: Any) -> str:
         return f"{value!r}"
     if isinstance(value, np.ma.MaskedArray):
         return f"a masked array of shape {value.shape} and dtype {value.dtype}"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "__array__") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"a {type(value).__name__}"

@@ -15,6 +15,7 @@ checkpoint whose files do not match it is not loaded.
 Orbax is imported when a function here is called, not before.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -179,7 +180,7 @@ def read_config(
         NoCheckpointError: there is no such folder, no checkpoint in it, or none of that
             step. It is a FileNotFoundError.
         DamagedCheckpointError: a file of the checkpoint is not what was written.
-        ValueError: the checkpoint is of another format version.
+        ValueError: the checkpoint is of another format version, or not a classifier's.
     """
     import orbax.checkpoint as ocp
 
@@ -201,7 +202,7 @@ def read_config(
         )
     step = steps[-1] if step is None else step
     verify(os.fspath(path), step)
-    with _reader(path) as manager:
+    with _reader(path) as manager, _of_a_classifier(path, step):
         restored = manager.restore(
             step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
         )
@@ -260,11 +261,24 @@ def load_classifier(
             f"{path}, got {config.get('model')!r} ({error})"
         ) from error
     target = ocp.args.StandardRestore(abstract_params(model))
-    with _reader(path) as manager:
+    with _reader(path) as manager, _of_a_classifier(path, config["step"]):
         restored = manager.restore(
             config["step"], args=ocp.args.Composite(params=target)
         )
     return model, {"params": restored[PARAMS]}
+
+
+@contextlib.contextmanager
+def _of_a_classifier(path, step):
+    """For reading an item of a checkpoint whose files are those that were written."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"path: expected a classifier's checkpoint in step {step} of {path}, got "
+            f"another ({reason})"
+        ) from error
 
 
 def _reader(path):

@@ -148,3 +148,19 @@ def test_a_path_is_a_folder_of_checkpoints(tmp_path):
     message = rf"got none; it is itself the checkpoint of step {step} in {tmp_path}$"
     with pytest.raises(FileNotFoundError, match=message):
         load_classifier(tmp_path / str(step))
+
+
+def test_an_intact_checkpoint_of_something_else_is_one_clear_error(tmp_path):
+    """Its files are those that were written, but it is no classifier's."""
+    model = MODELS["gru"]
+    variables = model.init(jax.random.key(0), X)
+    with ocp.CheckpointManager(tmp_path / "other") as manager:
+        items = {"state": ocp.args.StandardSave(variables["params"])}
+        manager.save(1, args=ocp.args.Composite(**items))
+    write_manifest(str(tmp_path / "other"), 1)
+    save(tmp_path / "misfit", model.clone(hidden_size=7), variables)
+    for name in ("other", "misfit"):
+        message = rf"^path: expected a classifier's checkpoint in step 1 of .*{name}, "
+        with pytest.raises(ValueError, match=message) as error:
+            load_classifier(tmp_path / name)
+        assert str(error.value).count("\n") == 0

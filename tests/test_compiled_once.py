@@ -24,6 +24,7 @@ from flax_lstm import (
     StackedLSTM,
     StackedRNN,
 )
+from flax_lstm._gru_cell import GRUCell
 from flax_lstm._lstm_cell import LSTMCell
 from flax_lstm._recurrence import scan_over_time
 from flax_lstm.native import library
@@ -413,6 +414,35 @@ def test_sizes_may_be_any_integers():
     np.testing.assert_array_equal(
         stack.apply(variables, X)[0], StackedGRU(I, H, 2).apply(variables, X)[0]
     )
+    assert stack == StackedGRU(I, H, 2)
+    assert hash(stack) == hash(StackedGRU(I, H, 2))
+    classifier = GRUClassifier(np.array(3), I, jnp.array(H))
+    assert hash(classifier) == hash(GRUClassifier(3, I, H))
+    jax.jit(stack.apply)(variables, X)
+
+
+class Gained(GRUCell):
+    """A user's cell that reads what can change."""
+
+    gain = 1.0
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        carry, y = super().__call__(carry, inputs)
+        return carry, self.gain * y
+
+
+class OfGained(StackedGRU):
+    def make_cell(self, dtype, name):
+        return Gained(self.hidden_size, dtype=dtype, name=name)
+
+
+def test_a_users_own_cell_is_run_as_it_is(monkeypatch):
+    stack = OfGained(I, H)
+    variables = stack.init(KEY, X)
+    output, _ = stack.apply(variables, X)
+    monkeypatch.setattr(Gained, "gain", 2.0)
+    np.testing.assert_array_equal(stack.apply(variables, X)[0], 2 * output)
 
 
 def test_a_program_has_the_name_of_what_is_run():

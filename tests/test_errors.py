@@ -719,3 +719,36 @@ def test_a_traced_deterministic_is_refused():
     )
     with pytest.raises(TypeError, match=message):
         jax.jit(lambda d: stack().init(KEY, X, deterministic=d))(True)
+
+
+def test_an_input_may_have_any_byte_order():
+    lstm = StackedLSTM(I, H)
+    x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+    variables = lstm.init(jax.random.key(0), x)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        lstm.apply(variables, x.astype(">f4")),
+        lstm.apply(variables, x),
+    )
+
+
+def test_a_shape_is_no_array():
+    lstm, shape = StackedLSTM(I, H), jax.ShapeDtypeStruct((T, B, I), jnp.float32)
+    x = jnp.ones(shape.shape)
+    variables = lstm.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match=r"^input: .*, got a ShapeDtypeStruct\b"):
+        lstm.apply(variables, shape)
+    shapes = jax.eval_shape(lstm.init, jax.random.key(0), x)
+    message = r"^params: expected arrays of floating-point numbers, got a ShapeDtypeSt"
+    with pytest.raises(TypeError, match=message):
+        lstm.apply(shapes, x)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_weights_are_real_numbers(implementation):
+    lstm = StackedLSTM(I, H, implementation=implementation)
+    x = jnp.ones((T, B, I))
+    variables = lstm.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda weight: weight + 0j, variables)
+    with pytest.raises(TypeError, match=r"^params: .*, got an array .* complex64\b"):
+        lstm.apply(variables, x)

@@ -325,3 +325,32 @@ def test_a_largest_norm_may_be_a_hyper_parameter():
     gradients = {"w": jnp.array([3.0, 4.0])}
     clipped, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
     np.testing.assert_allclose(clipped["w"], [0.3, 0.4], rtol=1e-6)
+
+
+def test_clipping_of_complex_gradients_keeps_their_direction():
+    """As of layers beside an LSTM."""
+    gradients = {"a": np.array([3 + 4j, 0, 1j], np.complex64), "b": np.float32([2, 1])}
+    parameters = [torch.nn.Parameter(torch.zeros(g.shape)) for g in gradients.values()]
+    parameters[0] = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    for parameter, gradient in zip(parameters, gradients.values(), strict=True):
+        parameter.grad = torch.from_numpy(gradient.copy())
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    tx = clip_by_torch_global_norm(1.0)
+    clipped, _ = tx.update(gradients, tx.init(gradients))
+    for parameter, (name, gradient) in zip(parameters, clipped.items(), strict=True):
+        assert gradient.dtype == gradients[name].dtype
+        np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "transformation", [scale_by_torch_biases(), clip_by_torch_global_norm(1.0)]
+)
+def test_a_tree_without_names_is_refused(transformation):
+    params = {"hi": {"bias": jnp.ones(H)}}
+    tx = optax.flatten(optax.chain(optax.sgd(1.0), transformation))
+    message = (
+        r"^updates: expected a tree with the parameters' names, .* optax\.flatten$"
+    )
+    with pytest.raises(ValueError, match=message):
+        tx.update(params, tx.init(params))
+    transformation.update({}, transformation.init({}))

@@ -592,7 +592,7 @@ WRONG_CLASSIFIERS = {
     ),
     "two_heads": (
         {"fc.0.weight": np.ones((6, 6)), "fc.0.bias": np.ones(6)},
-        r"expected one Linear .*, got 'classifer' and 'fc\.0'; choose one with head=",
+        r"one Linear .*, got 'classifer' and 'fc\.0'; convert the stack alone, by ",
     ),
     "no_linear": (
         {"classifer.weight": None, "classifer.bias": None},
@@ -616,7 +616,11 @@ WRONG_CLASSIFIERS = {
     ),
     "two_stacks": (
         {"gru.weight_ih_l0": np.ones((18, 4))},
-        r"unexpected gru\.weight_ih",
+        r"one LSTM, GRU or RNN, .*, got 'gru\.weight_ih_l0' and 'lstm\.weight_ih_l0'",
+    ),
+    "a_stack_without_a_name": (
+        {"lstm.weight_ih_l0": None, "weight_ih_l0": np.ones((24, 4))},
+        r"a module of its own beside a Linear, got 'weight_ih_l0'; .* prefix=''$",
     ),
     "another_cell": (
         {"lstm.weight_hh_l0": np.ones((18, 6))},

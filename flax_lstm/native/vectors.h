@@ -125,7 +125,7 @@ FLAX_LSTM_INLINE Vector exp(Vector x) {
   return p * power;
 }
 
-// A gate that is nearly closed keeps its digits, down to 0 from -89 on; from 17 on it is
+// A gate that is nearly closed keeps its digits, down to 0 from -88.4 on; from 17 on it is
 // exactly 1, so that an open gate loses nothing over any number of steps.
 FLAX_LSTM_INLINE Vector sigmoid(Vector x) {
   const Vector open = splat(87.0f), closed = splat(-89.0f);
