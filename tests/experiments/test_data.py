@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+pytest.importorskip("tensorflow_datasets", reason="it prepares MNIST")
+
 from experiments.data import choose, digits, mnist, mnist_rows
 from experiments.data.idx import read_idx
 from experiments.errors import RunError

@@ -15,6 +15,8 @@ import pytest
 from commands import arguments, assert_one_line_error, command
 from PIL import Image, ImageDraw
 
+pytest.importorskip("flask", reason="the page is served by Flask")
+
 from experiments.data import digits
 from experiments.draw.app import MAX_BODY, create_app, require_host
 from experiments.draw.reader import HARDEST, Reader
