@@ -17,11 +17,12 @@ import pytest
 from commands import arguments
 from PIL import Image
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-pytest.importorskip("flask", reason="the page is served by Flask")
-
 from experiments.data import digits
 from flax_lstm import load_classifier
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
+pytest.importorskip("flask", reason="the page is served by Flask")
+expect = sync_api.expect
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def open_page(browser, url):
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(url)
-        sync_api.expect(page.locator("#hardest li")).to_have_count(12)
+        expect(page.locator("#hardest li")).to_have_count(12)
         return page
 
     yield open_
@@ -118,38 +119,36 @@ def painted(page, canvas):
 
 
 def assert_empty(page):
-    sync_api.expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
-    sync_api.expect(page.locator("#digit")).to_have_text("–")
+    expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
+    expect(page.locator("#digit")).to_have_text("–")
     assert painted(page, "#pad") == 1
     assert painted(page, "#image") == 1
 
 
 def test_a_digit_drawn_with_the_mouse_is_read_while_it_is_drawn(open_page):
     page = open_page(**DESKTOP)
-    sync_api.expect(page.locator("#embedded")).to_be_visible()
+    expect(page.locator("#embedded")).to_be_visible()
     points = zero()
     page.mouse.move(*place(page, points[0]))
     page.mouse.down()
     for point in points[1:12]:
         page.mouse.move(*place(page, point))
-    sync_api.expect(page.locator("#digit")).to_have_text(
-        re.compile(r"\d")
-    )  # Pen still down.
+    expect(page.locator("#digit")).to_have_text(re.compile(r"\d"))  # Pen still down.
     assert page.locator("#sentence").text_content() == ""
     for point in points[12:]:
         page.mouse.move(*place(page, point))
     page.mouse.up()
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
-    sync_api.expect(page.locator("#digit")).to_have_text("0")
-    sync_api.expect(page.locator("#row-text")).to_have_text("row 8 of 8")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#digit")).to_have_text("0")
+    expect(page.locator("#row-text")).to_have_text("row 8 of 8")
     for canvas in ("#image", "#probabilities", "#i", "#f", "#o", "#c"):
         assert painted(page, canvas) > 5, canvas
 
     draw(page, [(0.1, 0.9), (0.9, 0.9)])
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#sentence")).to_have_text(READ)
     page.click("#undo")
-    sync_api.expect(page.locator("#digit")).to_have_text("0")
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#digit")).to_have_text("0")
+    expect(page.locator("#sentence")).to_have_text(READ)
     page.click("#clear")
     assert_empty(page)
 
@@ -157,24 +156,24 @@ def test_a_digit_drawn_with_the_mouse_is_read_while_it_is_drawn(open_page):
 def test_a_digit_drawn_with_the_keys(open_page):
     page = open_page(**DESKTOP)
     page.keyboard.press("Tab")
-    sync_api.expect(page.locator("#pad")).to_be_focused()
+    expect(page.locator("#pad")).to_be_focused()
     for _ in range(9):
         page.keyboard.press("ArrowUp")
     page.keyboard.press("Space")
-    sync_api.expect(page.locator("#pen")).to_have_text("Pen down")
+    expect(page.locator("#pen")).to_have_text("Pen down")
     for _ in range(18):
         page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
-    sync_api.expect(page.locator("#pen")).to_have_text("Pen up")
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
-    sync_api.expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#pen")).to_have_text("Pen up")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#digit")).to_have_text("1")
     page.keyboard.press("ArrowRight")  # The pen is up: nothing is drawn.
     page.keyboard.press("Backspace")
-    sync_api.expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
+    expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
     page.keyboard.press("Enter")
-    sync_api.expect(page.locator("#digit")).to_have_text(re.compile(r"\d"))
+    expect(page.locator("#digit")).to_have_text(re.compile(r"\d"))
     page.keyboard.press("Delete")
-    sync_api.expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
+    expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
 
 
 def test_a_digit_drawn_with_a_finger_on_a_phone(open_page):
@@ -193,8 +192,8 @@ def test_a_digit_drawn_with_a_finger_on_a_phone(open_page):
     for point in zero()[1:]:
         send("touchMove", point)
     send("touchEnd")
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
-    sync_api.expect(page.locator("#digit")).to_have_text("0")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#digit")).to_have_text("0")
     assert page.evaluate("scrollY") == before
 
 
@@ -207,11 +206,11 @@ def test_test_digits_are_picked_and_read(open_page, trained):
     def assert_shown(page, index):
         label, answer = test.labels[index], answers[index]
         verdict = "right" if label == answer else f"wrong, its label is {label}"
-        sync_api.expect(page.locator("#sentence")).to_have_text(
+        expect(page.locator("#sentence")).to_have_text(
             re.compile(rf"^Read as {answer}, .*Test digit {index}: {verdict}\.$")
         )
-        sync_api.expect(page.locator("#index")).to_have_value(str(index))
-        sync_api.expect(page.locator("#digit")).to_have_text(str(answer))
+        expect(page.locator("#index")).to_have_value(str(index))
+        expect(page.locator("#digit")).to_have_text(str(answer))
 
     page = open_page(**DESKTOP)
     page.fill("#index", "41")
@@ -229,34 +228,32 @@ def test_test_digits_are_picked_and_read(open_page, trained):
     assert answers[hardest] != test.labels[hardest]
     first.click()
     assert_shown(page, hardest)
-    sync_api.expect(page.locator("#digit")).to_have_class("wrong")
+    expect(page.locator("#digit")).to_have_class("wrong")
     draw(page, zero())  # On a new sheet, not over the test digit.
-    sync_api.expect(page.locator("#sentence")).to_have_text(
-        re.compile(r"^Read as 0, [^T]*$")
-    )
+    expect(page.locator("#sentence")).to_have_text(re.compile(r"^Read as 0, [^T]*$"))
 
 
 def test_rows_and_layers_are_looked_at_one_by_one(open_page):
     page = open_page(**DESKTOP)
     page.click("#next")
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#sentence")).to_have_text(READ)
     upper = page.locator("#c").evaluate("c => c.toDataURL()")
     page.click("text=Layer 1")
     assert page.locator("#c").evaluate("c => c.toDataURL()") != upper
     whole = page.locator("#bars").inner_text()
     page.focus("#row")
     page.keyboard.press("Home")
-    sync_api.expect(page.locator("#row-text")).to_have_text("row 1 of 8")
+    expect(page.locator("#row-text")).to_have_text("row 1 of 8")
     assert page.locator("#bars").inner_text() != whole
     page.click("#play")
-    sync_api.expect(page.locator("#row-text")).to_have_text("row 8 of 8")
+    expect(page.locator("#row-text")).to_have_text("row 8 of 8")
     assert page.locator("#bars").inner_text() == whole
 
 
 def test_light_and_dark(open_page):
     page = open_page(**DESKTOP, color_scheme="light")
     draw(page, zero())
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#sentence")).to_have_text(READ)
     answer = page.locator("#bars").inner_text()
     brightness = (
         "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
@@ -268,7 +265,7 @@ def test_light_and_dark(open_page):
     assert light > 200 > 120 > dark  # A quarter of the bytes are the opacity, 255.
     page.click("#clear")
     draw(page, zero())
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#sentence")).to_have_text(READ)
     # What the server is sent has no theme.
     assert page.locator("#bars").inner_text() == answer
 
@@ -277,14 +274,14 @@ def test_pictures_are_taken_or_refused_in_words(open_page, tmp_path):
     page = open_page(**DESKTOP)
     (tmp_path / "bad.png").write_text("no picture")
     page.set_input_files("#picture", tmp_path / "bad.png")
-    sync_api.expect(page.get_by_role("alert")).to_have_text(
+    expect(page.get_by_role("alert")).to_have_text(
         "expected a PNG or JPEG, got the picture"
     )
     good = Image.fromarray(digits.load().test.images[0] * 15).resize((160, 160), 0)
     good.save(tmp_path / "good.png")
     page.set_input_files("#picture", tmp_path / "good.png")
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
-    sync_api.expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_what_empties_the_sheet_ends_the_stroke_under_way(open_page):
@@ -296,8 +293,8 @@ def test_what_empties_the_sheet_ends_the_stroke_under_way(open_page):
     page.keyboard.press("Delete")
     page.mouse.move(*place(page, (0.6, 0.6)))  # An error would fail the test.
     page.mouse.up()
-    sync_api.expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
-    sync_api.expect(page.locator("#digit")).to_have_text("–")
+    expect(page.locator("#sentence")).to_have_text("Draw a digit from 0 to 9.")
+    expect(page.locator("#digit")).to_have_text("–")
 
 
 def test_a_test_digit_that_comes_late_does_not_replace_a_drawing(open_page):
@@ -322,7 +319,7 @@ def test_a_test_digit_that_comes_late_does_not_replace_a_drawing(open_page):
     for point in others:
         page.mouse.move(*place(page, point))
     page.mouse.up()
-    sync_api.expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#sentence")).to_have_text(READ)
     assert "Test digit" not in page.locator("#sentence").text_content()
 
 
@@ -330,6 +327,4 @@ def test_a_server_that_is_gone_is_said(open_page):
     page = open_page(**DESKTOP)
     page.route("**/api/read", lambda route: route.abort())
     draw(page, zero())
-    sync_api.expect(page.get_by_role("alert")).to_contain_text(
-        "The server does not answer"
-    )
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
