@@ -23,13 +23,10 @@ def main() -> None:
     # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import artifact, restored
     from experiments.errors import naming
-    from experiments.whole_file import require_writable
 
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
-    path = FLAGS.output or os.path.join(FLAGS.workdir, "classifier.jaxexport")
-    with naming("--output"):
-        require_writable(path, f"{path}.json")
     exported = artifact.export_classifier(classifier)
+    path = FLAGS.output or os.path.join(FLAGS.workdir, "classifier.jaxexport")
     with naming("--output"):
         exported.write(path)
     print(

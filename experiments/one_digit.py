@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from experiments.errors import RunError, naming
+from experiments.errors import RunError
 from experiments.run_flags import (
     define_mnist_folders,
     define_path,
     define_step,
     define_workdir_of_a_run,
 )
-from experiments.whole_file import require_writable
 
 if TYPE_CHECKING:  # Slow to import: done later, so that `--help` answers at once.
     from experiments.prediction import Prediction
@@ -57,7 +56,7 @@ def picture_path(classifier: "RestoredClassifier", prefix: str = "") -> str:
     """Where the picture goes: --output, or a name in the workdir.
 
     Raises:
-        RunError: it can't be written there, or is the picture of --image.
+        RunError: it is the picture of --image.
     """
     name = "image" if FLAGS.image is not None else f"{FLAGS.split}-{FLAGS.index or 0}"
     path = FLAGS.output or classifier.picture_path(f"{prefix}{name}")
@@ -65,9 +64,6 @@ def picture_path(classifier: "RestoredClassifier", prefix: str = "") -> str:
         raise RunError(
             f"--output: expected another file than that of --image, got {path}"
         )
-    if FLAGS.output is not None:  # Else the prediction is printed all the same.
-        with naming("--output"):
-            require_writable(path)
     return path
 
 
