@@ -1,8 +1,9 @@
 """The loops of `implementation='native'`, compiled once for all runs of the tests.
 
 They lie in pytest's cache, where only the tests that ask for them look: for all others
-'auto' is what it is for a user who has compiled nothing. Other sources, another
-compiler or JAX are compiled anew: the file's name is a digest of them.
+'auto' is what it is for a user who has compiled nothing. Other sources and another JAX
+are compiled anew: the file's name is a digest of them. It does not tell the compiler:
+what the one in $CXX makes is for one run alone.
 """
 
 import concurrent.futures
@@ -34,6 +35,8 @@ def compile_for_all(kept):
     Raises:
         BuildError: there is a compiler, and it does not compile them.
     """
+    if os.environ.get(library.CPU.compiler_variable):
+        kept = None
     root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
     os.environ[_ROOT] = str(root)
     os.environ[_COMPILED] = os.environ[_CACHE] = str(kept or root / "compiled")
