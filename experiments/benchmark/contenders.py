@@ -146,7 +146,7 @@ def alone() -> dict[str, Alone]:
     Ours is set up as in the experiment, and keeps its memory where a training step of
     that size is large; one more entry leaves malloc's defaults. On a CPU Flax's RNN and
     torch come twice: as their users run them, and with their memory kept, whatever the
-    size of the work, and torch with its fused Adam. On a GPU this is not needed, and
+    size of the work, and torch tuned (`TorchLSTM`). On a GPU this is not needed, and
     ours is the fused implementation.
     """
     found = {
@@ -171,7 +171,7 @@ def alone() -> dict[str, Alone]:
         found[OURS_DEFAULT_MALLOC] = Alone(Ours("auto", True), claim=claim_cores)
         found[FLAX_KEPT] = Alone(FlaxRNN(), keeps_memory=True)
         if has_torch():
-            found[TORCH_TUNED] = Alone(_torch(fused_adam=True), keeps_memory=True)
+            found[TORCH_TUNED] = Alone(_torch(tuned=True), keeps_memory=True)
     return found
 
 

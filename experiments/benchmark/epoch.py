@@ -55,9 +55,7 @@ def our_epoch(train: Split, test: Split, implementation: str = "auto") -> Work:
     return work
 
 
-def torch_epoch(
-    train: Split, test: Split, threads: int, fused_adam: bool | None
-) -> Work:
+def torch_epoch(train: Split, test: Split, threads: int, tuned: bool) -> Work:
     """The notes' loop: DataLoader, one Python step a batch, test pass.
 
     An example becomes a tensor as torchvision's `ToTensor` makes it one, without
@@ -66,7 +64,11 @@ def torch_epoch(
     """
     import torch
 
-    from experiments.benchmark.torch_lstm import Classifier, device_matching_jax
+    from experiments.benchmark.torch_lstm import (
+        Classifier,
+        device_matching_jax,
+        flush_subnormals,
+    )
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, split: Split):
@@ -81,10 +83,12 @@ def torch_epoch(
                 index
             ]
 
+    if tuned:
+        flush_subnormals()
     torch.manual_seed(0)
     device = device_matching_jax()
     model = Classifier(NOTES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused_adam)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=tuned or None)
     criterion = torch.nn.CrossEntropyLoss()
     load = torch.utils.data.DataLoader
     train_loader = load(Images(train), batch_size=NOTES.batch, shuffle=True)

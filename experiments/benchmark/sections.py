@@ -328,12 +328,12 @@ def _epoch_of_ours(implementation: str) -> Work:
 
 
 def _epoch_of_torch(threads: int) -> Work:
-    return epoch.torch_epoch(*epoch.made_up_splits(), threads, fused_adam=None)
+    return epoch.torch_epoch(*epoch.made_up_splits(), threads, tuned=False)
 
 
 def _epoch_of_tuned_torch(threads: int) -> Work:
     keep_freed_memory()
-    return epoch.torch_epoch(*epoch.made_up_splits(), threads, fused_adam=True)
+    return epoch.torch_epoch(*epoch.made_up_splits(), threads, tuned=True)
 
 
 def costs(repeats: int) -> Iterator[Comparison]:

@@ -25,6 +25,15 @@ def device_matching_jax() -> str:
     return "cuda"
 
 
+def flush_subnormals() -> None:
+    """Has torch take numbers below 1e-38 as zeros, as XLA does, where it can.
+
+    Gradients vanish into them over long sequences, and some processors take a hundred
+    times as long for each. To be called before torch starts its threads.
+    """
+    torch.set_flush_denormal(True)
+
+
 class Classifier(torch.nn.Module):
     """The notes' model; zero states are torch's own default."""
 
@@ -49,13 +58,13 @@ class TorchLSTM:
         threads: int,
         compiled: bool = False,
         steps_per_call: int = 1,
-        fused_adam: bool | None = None,
+        tuned: bool = False,
     ):
-        """`fused_adam=None` leaves it to torch, which on a CPU loops in Python."""
+        """`tuned` for the fused Adam (else torch loops in Python) and no subnormals."""
         self._threads = threads
         self._compiled = compiled
         self.steps_per_call = steps_per_call
-        self._fused_adam = fused_adam
+        self._tuned = tuned
 
     def training(self, sizes: Sizes) -> Work:
         """`steps_per_call` steps: forward, backward, Adam; a GPU is waited for once."""
@@ -63,7 +72,7 @@ class TorchLSTM:
         model = self._model(sizes).to(device)
         inputs, labels = (tensor.to(device) for tensor in self._batch(sizes))
         optimizer = torch.optim.Adam(
-            model.parameters(), lr=1e-3, fused=self._fused_adam
+            model.parameters(), lr=1e-3, fused=self._tuned or None
         )
         criterion = torch.nn.CrossEntropyLoss()
 
@@ -114,6 +123,8 @@ class TorchLSTM:
             torch.cuda.synchronize()
 
     def _model(self, sizes: Sizes):
+        if self._tuned:
+            flush_subnormals()
         torch.manual_seed(0)
         model = Classifier(sizes)
         return torch.compile(model) if self._compiled else model

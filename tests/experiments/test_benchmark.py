@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import sys
 import time
 
 import compiled_loops
@@ -36,6 +37,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = Sizes(batch=4, steps=3, inputs=2, hidden=4, layers=2)
 
 
+@pytest.fixture(autouse=True)
+def subnormals():
+    """Torch has them again after a test in which it was tuned."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
+
 def torch_lstm(**options):
     pytest.importorskip("torch", reason="torch is one of the contenders")
     from experiments.benchmark.torch_lstm import TorchLSTM
@@ -57,9 +66,7 @@ CONTENDERS = {
 CHUNKS = {
     "ours_in_chunks": lambda: Ours("auto", all_devices=True, steps_per_call=3),
     "flax_in_chunks": lambda: FlaxRNN(steps_per_call=3),
-    "torch_in_chunks_with_fused_adam": lambda: torch_lstm(
-        steps_per_call=3, fused_adam=True
-    ),
+    "tuned_torch_in_chunks": lambda: torch_lstm(steps_per_call=3, tuned=True),
 }
 
 
@@ -85,6 +92,16 @@ def test_a_contender_trains_in_chunks(make):
     work = make().training(TINY)
     work()
     work()
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_tuned_torch_has_no_subnormals(tuned):
+    torch = pytest.importorskip("torch", reason="torch is one of the contenders")
+    if not torch.set_flush_denormal(False):
+        pytest.skip("torch can't flush subnormals on this processor")
+    torch_lstm(tuned=tuned).training(TINY)
+    subnormal = torch.tensor(1e-38) * torch.tensor(0.1)
+    assert (subnormal == 0) == tuned
 
 
 def test_contenders_train_the_same_model_for_as_many_steps():
