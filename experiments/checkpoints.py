@@ -212,7 +212,8 @@ class Checkpoints:
         }
         step = int(state.step)
         # For every array that can't be written TensorStore prints a traceback, from
-        # threads that outlive the save. The one error below says it all.
+        # threads that outlive the save: after a failure stderr stays replaced until the
+        # process ends. The one error below says it all.
         stderr, sys.stderr = sys.stderr, io.StringIO()
         try:
             self._require_same_folder()

@@ -320,9 +320,10 @@ class RecurrentStack(nn.Module, kw_only=True):
         hidden = () if state is None else (state[0],)
         trees = self.variables.get("params", {})
         layers = [name for names in self._layer_names for name in names]
-        params = jax.tree.leaves([trees[name] for name in layers if name in trees])
+        params = {name: trees[name] for name in layers if name in trees}
         check.require_weights("params", params)
-        return jnp.result_type(x, *hidden, *(params or [self.param_dtype]))
+        weights = jax.tree.leaves(params) or [self.param_dtype]
+        return jnp.result_type(x, *hidden, *weights)
 
 
 def _one_by_one(recur: Recurrence, remat: bool) -> StackRecurrence:

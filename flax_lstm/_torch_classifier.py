@@ -27,8 +27,6 @@ from flax_lstm._torch_layout import (
 )
 from flax_lstm._torch_weights import stack_from_torch, stack_to_torch
 
-# The name of the head in the study notes' classifier, misspelt there.
-_NOTES_HEAD = "classifer"
 # torch's names of the layers besides the stack and the head, and ours.
 _ATTENTION = {
     "attention.weight": "attention/projection/kernel",
@@ -78,6 +76,8 @@ def classifier_params_from_torch(
     https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html
     """
     tensors = read_state_dict(state_dict)
+    if not tensors:
+        raise ValueError("state_dict: expected the weights of a classifier, got none")
     stack = _stack_named(stack, tensors)
     prefix = f"{stack}."
     weights = behind(prefix, tensors)
@@ -114,25 +114,23 @@ def classifier_params_from_torch(
 
 
 def classifier_params_to_torch(
-    params: Mapping[str, Any], head: str = _NOTES_HEAD, stack: str | None = None
+    params: Mapping[str, Any], head: str = "head", stack: str | None = None
 ) -> dict[str, np.ndarray]:
     """Weights for a torch classifier, a stack and a Linear; see `params_to_torch`.
 
     Args:
         params: the `'params'` of an `LSTMClassifier`, `GRUClassifier` or
             `RNNClassifier`.
-        head: the name of the Linear in torch, such as `'fc'`; the default is spelt as
-            in the study notes behind this project.
+        head: the name of the Linear in torch, such as `'fc'`.
         stack: the name of the LSTM, GRU or RNN in torch; by default `lstm`, `gru` or
             `rnn`.
 
     Returns:
         A dict of writable NumPy arrays: the stack's under `lstm.`, `gru.` or `rnn.`,
-        `classifer.weight` (num_classes, D·P) and `classifer.bias` (num_classes,), under
-        the names `stack` and `head` instead if they are given;
-        with `pooling='attention'` also `attention.weight` (D·P, D·P),
-        `attention.bias` (D·P,) and `query.weight` (1, D·P), after whatever module the
-        names of stack and head begin with.
+        `head.weight` (num_classes, D·P) and `head.bias` (num_classes,), under the names
+        `stack` and `head` instead if they are given; with `pooling='attention'` also
+        `attention.weight` (D·P, D·P), `attention.bias` (D·P,) and `query.weight`
+        (1, D·P), after whatever module the names of stack and head begin with.
 
     Raises:
         ValueError: a head with the name of another module; entries that are missing,
@@ -143,7 +141,7 @@ def classifier_params_to_torch(
         >>> import jax, jax.numpy as jnp
         >>> from flax_lstm import LSTMClassifier, classifier_params_to_torch
         >>> variables = LSTMClassifier().init(jax.random.key(0), jnp.ones((1, 28, 28)))
-        >>> classifier_params_to_torch(variables['params'])['classifer.weight'].shape
+        >>> classifier_params_to_torch(variables['params'])['head.weight'].shape
         (10, 128)
 
     Source: as `classifier_params_from_torch`.

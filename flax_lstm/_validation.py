@@ -126,10 +126,10 @@ def require_initializer(name: str, value: Any) -> None:
         )
 
 
-def require_weights(name: str, leaves: Collection[Any]) -> None:
-    """None of them is complex, or has a dtype and is no array to JAX.
+def require_weights(name: str, tree: Any) -> None:
+    """No leaf is complex, or an object with a dtype that JAX can't make an array of.
 
-    What else does not fit is told by Flax, which knows the parameter's name.
+    What else does not fit is told by Flax.
     """
 
     def fits(leaf):
@@ -139,10 +139,12 @@ def require_weights(name: str, leaves: Collection[Any]) -> None:
         # torch's dtypes have no kind.
         return becomes_one and getattr(leaf.dtype, "kind", "c") != "c"
 
-    for leaf in leaves:
+    for path, leaf in jax.tree.leaves_with_path(tree):
         if not fits(leaf):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TypeError(
-                f"{name}: expected arrays of floating-point numbers, got {shown(leaf)}"
+                f"{name}: expected arrays of floating-point numbers, got "
+                f"{shown(leaf)} as {where}"
             )
 
 

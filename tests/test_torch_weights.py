@@ -565,7 +565,7 @@ def test_classifier_with_lengths_pools_each_rows_own_steps(
         for row in (0, 2):
             alone = model(torch.from_numpy(x[row : row + 1, : lengths[row]]))[0]
             np.testing.assert_allclose(logits[row], alone, rtol=0, atol=TOLERANCE)
-        empty = model.classifer.bias
+        empty = model.head.bias
         np.testing.assert_allclose(logits[1], empty, rtol=0, atol=TOLERANCE)
 
 
@@ -576,26 +576,26 @@ def good_classifier():
 
 
 WRONG_CLASSIFIERS = {
-    "no_head": ({"classifer.bias": None}, r"missing classifer\.bias$"),
+    "no_head": ({"head.bias": None}, r"missing head\.bias$"),
     "no_lstm_key": ({"lstm.bias_hh_l0": None}, r"missing lstm\.bias_hh_l0$"),
     "other_spelling": (
-        {"classifer.bias": None, "classifier.bias": np.ones(3)},
-        r"expected one Linear .*, got 'classifer' and 'classifier'",
+        {"head.bias": None, "classifier.bias": np.ones(3)},
+        r"expected one Linear .*, got 'classifier' and 'head'",
     ),
     "head_width": (
-        {"classifer.weight": np.ones((3, 5))},
-        r"classifer\.weight expected \(3, 6\), got \(3, 5\)$",
+        {"head.weight": np.ones((3, 5))},
+        r"head\.weight expected \(3, 6\), got \(3, 5\)$",
     ),
     "head_bias": (
-        {"classifer.bias": np.ones(4)},
-        r"classifer\.bias expected \(3,\), got \(4,\)$",
+        {"head.bias": np.ones(4)},
+        r"head\.bias expected \(3,\), got \(4,\)$",
     ),
     "two_heads": (
         {"fc.0.weight": np.ones((6, 6)), "fc.0.bias": np.ones(6)},
-        r"one Linear .*, got 'classifer' and 'fc\.0'; convert the stack alone, by ",
+        r"one Linear .*, got 'fc\.0' and 'head'; convert the stack alone, by ",
     ),
     "no_linear": (
-        {"classifer.weight": None, "classifer.bias": None},
+        {"head.weight": None, "head.bias": None},
         r"expected one Linear besides the stack 'lstm', got none",
     ),
     "lstm_shape": (
@@ -638,21 +638,27 @@ def test_wrong_classifier_state_dicts_are_listed(changes, message):
         classifier_params_from_torch(weights)
 
 
+def test_no_weights_at_all_are_no_classifier():
+    message = r"^state_dict: expected the weights of a classifier, got none$"
+    with pytest.raises(ValueError, match=message):
+        classifier_params_from_torch({})
+
+
 def test_a_head_of_another_name_is_read_and_written_by_it():
     weights = good_classifier()
-    renamed = {k.replace("classifer", "fc"): v for k, v in weights.items()}
+    renamed = {k.replace("head", "fc"): v for k, v in weights.items()}
     expected = classifier_params_from_torch(weights)
     for options in ({}, {"head": "fc"}):
         params = classifier_params_from_torch(renamed, **options)
         assert_same_bits(params, expected)
     assert classifier_params_to_torch(params, head="fc").keys() == renamed.keys()
-    message = r"^head: expected 'fc', the name of the Linear .*, got 'classifer'$"
+    message = r"^head: expected 'fc', the name of the Linear .*, got 'head'$"
     with pytest.raises(ValueError, match=message):
-        classifier_params_from_torch(renamed, head="classifer")
-    spelt = {"classifier.bias": weights.pop("classifer.bias"), **weights}
-    message = r"missing classifer\.bias; unexpected classifier\.bias$"
+        classifier_params_from_torch(renamed, head="head")
+    spelt = {"classifier.bias": weights.pop("head.bias"), **weights}
+    message = r"missing head\.bias; unexpected classifier\.bias$"
     with pytest.raises(ValueError, match=message):
-        classifier_params_from_torch(spelt, head="classifer")
+        classifier_params_from_torch(spelt, head="head")
     with pytest.raises(TypeError, match=r"^head: expected a string, got 3$"):
         classifier_params_from_torch(renamed, head=3)
 
@@ -680,7 +686,7 @@ def test_a_classifier_inside_another_module_is_read_and_written(pooling):
     model = TorchClassifier("lstm", (I, H), pooling=pooling)
     expected = classifier_params_from_torch(model.state_dict())
     wrapped = torch.nn.DataParallel(model).state_dict()
-    names = {"head": "module.classifer", "stack": "module.lstm"}
+    names = {"head": "module.head", "stack": "module.lstm"}
     for options in ({}, names):
         assert_same_bits(classifier_params_from_torch(wrapped, **options), expected)
     assert classifier_params_to_torch(expected, **names).keys() == wrapped.keys()

@@ -5,7 +5,7 @@ from oracle import torch
 
 
 class TorchClassifier(torch.nn.Module):
-    """`kind` of a stack, how its outputs are pooled, and a head spelt as the notes do.
+    """`kind` of a stack, how its outputs are pooled, and a head.
 
     Its input is (B, T, I); `options` are the stack's.
     """
@@ -21,16 +21,16 @@ class TorchClassifier(torch.nn.Module):
         if pooling == "attention":
             self.attention = torch.nn.Linear(width, width)
             self.query = torch.nn.Linear(width, 1, bias=False)
-        self.classifer = torch.nn.Linear(width, num_classes)
+        self.head = torch.nn.Linear(width, num_classes)
 
     def forward(self, x):
         out, state = getattr(self, self.name)(x)
         if self.pooling == "attention":
             weights = self.query(torch.tanh(self.attention(out))).softmax(dim=1)
-            return self.classifer((weights * out).sum(dim=1))
+            return self.head((weights * out).sum(dim=1))
         if self.pooling == "mean":
-            return self.classifer(out.mean(dim=1))
+            return self.head(out.mean(dim=1))
         if self.pooling == "final":
             h_n = state[0] if self.name == "lstm" else state
-            return self.classifer(torch.cat([h_n[-2], h_n[-1]], dim=1))
-        return self.classifer(out[:, -1, :])
+            return self.head(torch.cat([h_n[-2], h_n[-1]], dim=1))
+        return self.head(out[:, -1, :])

@@ -172,8 +172,8 @@ class Library:
             ) from error
         except OSError as error:
             raise ValueError(
-                f"implementation: expected {self.implementation} to find its compiled "
-                f"loops intact, got {error}; run `{self.command}` again"
+                f"implementation: {self.implementation} can't use its compiled loops: "
+                f"{error}; run `{self.command}` again"
             ) from error
         for name, capsule in targets.items():
             jax.ffi.register_ffi_target(name, capsule, platform=self.platform)
@@ -245,7 +245,7 @@ class Library:
             _check_that_only_its_owner_writes(place)
         # Checked before it is loaded: loading a truncated file would end the process.
         if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
-            raise OSError(f"a damaged file, {compiled}")
+            raise OSError(f"{compiled} is damaged")
         try:
             loaded = ctypes.CDLL(str(compiled))
             return {
@@ -291,15 +291,15 @@ def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
     """And that this is the user or root: whoever writes it decides what runs here."""
     status = place.stat()
     if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
-        raise OSError(f"{place}, which belongs to another user")
+        raise OSError(f"{place} belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{place}, which other users can write to")
+        raise OSError(f"other users can write to {place}")
 
 
 def _no_directory(error: OSError) -> BuildError:
     return BuildError(
-        f"FLAX_LSTM_CACHE_DIR: expected a directory that only you can write to, got "
-        f"{error}"
+        f"can't store the compiled loops: {error}; set FLAX_LSTM_CACHE_DIR to a "
+        f"directory that only you can write to"
     )
 
 
