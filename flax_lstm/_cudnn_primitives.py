@@ -145,11 +145,13 @@ def _copied(kept, known, gradients):
     XLA does not know that it is overwritten, and would pass the same buffer to every
     backward call of one forward call. So the first elements are written anew, with
     their own values: XLA does that in place if no other call reads the buffer, and else
-    in a copy. Under a condition that is never true, since outputs are within ±1, which
-    XLA can't tell, they would be numbers out of this call's gradients: two calls differ
-    in one of those at least, or are one. The numbers are at an index that XLA can't
-    tell either, since what it does know (gradients are zeros where a loss does not
-    read) would be the same for both.
+    in a copy.
+
+    To XLA the writes of two calls must differ, or it makes one of them. So what is
+    written depends on this call's gradients, by a condition that never holds (outputs
+    are within ±1), which XLA can't know. The elements of the gradients are chosen by an
+    index that it can't know either: some it does know, zeros where a loss does not
+    read, and they would be the same in both.
     """
     y = known[-1]
     never = y[0, 0, 0] > 2

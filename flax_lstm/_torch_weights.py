@@ -37,8 +37,8 @@ def params_from_torch(
     the keys and shapes: `weight_hh` is (4·H, H) in an LSTM, (3·H, H) in a GRU and
     (H, H) in an RNN, and only an LSTM has a projection. `b_ih + b_hh` becomes the
     one bias of a gate; the gate n of a GRU keeps both. The sum is rounded to the dtype
-    of `state_dict`: of bfloat16 or float16 weights that are to be computed with in
-    float32, convert the state_dict to float32 first, as torch's module would be.
+    of `state_dict`: to compute in float32 with bfloat16 or float16 weights, convert
+    the state_dict to float32 first.
 
     Args:
         state_dict: a mapping of torch's names to torch tensors or arrays, or the
