@@ -77,7 +77,9 @@ def test_a_second_call_outside_of_jit_compiles_nothing(kind, options, compiled, 
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS)
-def test_nor_does_a_second_gradient(kind, options, compiled, native):
+def test_a_second_gradient_outside_of_jit_compiles_nothing(
+    kind, options, compiled, native
+):
     stack = KINDS[kind].build(I, H, 2, **options)
     variables = stack.init(KEY, X)
 
@@ -91,7 +93,7 @@ def test_nor_does_a_second_gradient(kind, options, compiled, native):
 
 
 @pytest.mark.parametrize(("kind", "options"), RUNS)
-def test_nor_do_new_parameters(kind, options, compiled, native):
+def test_a_second_init_outside_of_jit_compiles_nothing(kind, options, compiled, native):
     stack = KINDS[kind].build(I, H, 2, bidirectional=True, **options)
     output, variables = stack.init_with_output(KEY, X)
     # With every implementation, those of a scan that creates them in its first step.
@@ -105,7 +107,7 @@ def test_nor_do_new_parameters(kind, options, compiled, native):
     assert jax.tree.map(jnp.shape, others) == jax.tree.map(jnp.shape, variables)
 
 
-def test_nor_a_call_that_may_write(compiled):
+def test_a_second_call_that_may_write_variables_compiles_nothing(compiled):
     """As of models with batch statistics."""
     stack = StackedGRU(I, H)
     variables = stack.init(KEY, X)
@@ -333,7 +335,7 @@ def test_a_users_own_recurrence_is_run_as_it_is(monkeypatch):
         assert seen["seen"]["layer_0"]["steps"] == (T,)
 
 
-def test_so_it_is_in_a_classifier(monkeypatch):
+def test_a_users_own_recurrence_is_run_as_it_is_in_a_classifier(monkeypatch):
     ways = {**StackedGRU.implementations, "scaled": Scaled()}
     monkeypatch.setattr(StackedGRU, "implementations", ways)
     plain = GRUClassifier(input_size=I, hidden_size=H, pooling="mean")

@@ -286,7 +286,7 @@ def test_weights_as_one_vector_and_back():
     jax.tree.map(np.testing.assert_array_equal, again, cells)
 
 
-def test_a_meaning_keeps_nothing_that_cudnn_could_take_for_its_own():
+def test_the_reference_keeps_nothing_that_cudnn_could_take_for_its_own():
     options = CudnnOptions(I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
     state = jnp.ones((1, B, H))
     weights = jnp.ones(4 * H * (I + H + 2))
@@ -377,7 +377,7 @@ def test_nnx_bridge_gives_the_linen_output(cudnn):
     assert_same(model(x), lstm.apply({"params": params}, x))
 
 
-def test_under_vmap_the_meaning_is_as_precise_as_its_layer(cudnn):
+def test_under_vmap_the_reference_is_as_precise_as_its_layer(cudnn):
     lstm, x, variables = setting()
 
     def mapped(variables, x):

@@ -216,6 +216,13 @@ CALLS = [
     ({}, X > 0, {}, TypeError, "input: expected a floating-point dtype, got bool"),
     (
         {},
+        X.astype(np.uint8),
+        {},
+        TypeError,
+        "input: expected a floating-point dtype, got uint8",
+    ),
+    (
+        {},
         X + 0j,
         {},
         TypeError,

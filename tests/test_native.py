@@ -590,7 +590,7 @@ def test_no_thread_reads_what_another_still_writes(tmp_path):
     assert "WARNING" not in done.stderr
 
 
-def test_a_meaning_traced_later_is_as_precise_as_its_layer(native):
+def test_a_reference_traced_later_is_as_precise_as_its_layer(native):
     """On devices that XLA spreads a program over: there the reference is compiled."""
     mesh = mesh_of_cpus()
     if mesh.size == 1:

@@ -279,36 +279,6 @@ def assert_close(got, expected, tolerance):
     jax.tree_util.tree_map_with_path(check, got, expected)
 
 
-@pytest.mark.parametrize(
-    ("tested", "all_cases", "strength"),
-    [
-        (FAST, LSTM_CASES, 3),
-        (FAST, LARGE_CASES, 2),
-        (SLOW, LARGE_CASES, 3),
-        (FAST, CUDNN_CASES, 2),
-        (FAST, NATIVE_CASES, 2),
-        (FAST, OTHER_CASES, 2),
-        (SLOW, OTHER_CASES, 3),
-    ],
-    ids=[
-        "three_of_the_lstm",
-        "two_of_the_other_layout",
-        "three_of_the_other_layout",
-        "two_of_cudnn",
-        "two_of_the_compiled_loops",
-        "two_of_the_others",
-        "three_of_the_others",
-    ],
-)
-def test_so_many_options_stand_together(tested, all_cases, strength):
-    def meetings(cases):
-        return {
-            m for c in cases for m in itertools.combinations(enumerate(c), strength)
-        }
-
-    assert meetings(tested & set(all_cases)) == meetings(all_cases)
-
-
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_outputs_states_and_gradients_are_torchs(case, monkeypatch):
     if case not in FAST:

@@ -164,19 +164,19 @@ def test_losses_and_weights_follow_torchs(of_torch, tx):
     assert of_weights < TOLERANCE
 
 
-def test_float32_follows_too():
+def test_losses_and_weights_follow_torchs_in_float32():
     assert max(deviations(*FOLLOWED["adam"], dtype="float32")) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
 @pytest.mark.parametrize("name", ["adam", "clipped_sgd"])
-def test_the_other_cells_follow_too(kind, name):
+def test_losses_and_weights_of_gru_and_rnn_follow_torchs(kind, name):
     assert max(deviations(*FOLLOWED[name], kind=kind)) < TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_two_layers_in_two_directions_follow_too(kind):
+def test_losses_and_weights_of_two_layers_in_two_directions_follow_torchs(kind):
     options = {"kind": kind, "num_layers": 2, "bidirectional": True}
     assert max(deviations(*FOLLOWED["adam"], **options)) < TOLERANCE
 

@@ -86,27 +86,6 @@ def test_the_round_trip_keeps_the_dtype(kind, dtype, enabled):
         assert_same_bits(params_from_torch(params_to_torch(params)), params)
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("lstm", {}),
-        ("lstm", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
-        ("lstm", {"num_layers": 3, "bias": False}),
-        ("gru", {"num_layers": 2, "bidirectional": True}),
-    ],
-    ids=str,
-)
-def test_a_torch_model_with_the_exported_weights_gives_the_same_output(kind, options):
-    params = flax_params(kind, **options)
-    model = KINDS[kind].build_in_torch(torch, I, H, **options)
-    model.load_state_dict(as_tensors(params_to_torch(params)))
-    x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
-    output, _ = KINDS[kind].build(I, H, **options).apply({"params": params}, x)
-    with torch.no_grad():
-        expected, _ = model(torch.from_numpy(x))
-    np.testing.assert_allclose(output, expected, rtol=0, atol=TOLERANCE)
-
-
 BIASES = [
     # kind, modules in the order of torch's rows, those of b_hh that keep their own
     ("lstm", ["hi", "hf", "hg", "ho"], []),

@@ -212,7 +212,7 @@ def test_a_picture_of_this_page_is_taken(client):
         ("PUT", "/api/model", 405),
     ],
 )
-def test_what_there_is_not(client, method, path, status):
+def test_unknown_paths_and_methods_are_json_errors(client, method, path, status):
     response = client.open(path, method=method)
     assert response.status_code == status
     assert set(response.json) == {"error"}
