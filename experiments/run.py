@@ -161,7 +161,7 @@ def _train(
         test = DeviceSplit.of(data.test, mesh)
         for epoch in range(whole + 1, num_epochs + 1):
             start = time.perf_counter()
-            state, progress = _run_steps(state, epochs, epoch, progress, stop, workdir)
+            state, progress = _run_epoch(state, epochs, epoch, progress, stop, workdir)
             if progress.steps < epochs.steps:
                 saved.save(state, model, epoch - 1, progress)
                 raise _stopped(stop, f"at step {progress.steps} of epoch {epoch}")
@@ -223,7 +223,7 @@ def _say_devices(mesh: Mesh, cell: str) -> None:
         say(f"Loops: {loops_on_cpu()}")
 
 
-def _run_steps(
+def _run_epoch(
     state: TrainState,
     epochs: Epochs,
     epoch: int,

@@ -96,16 +96,10 @@ def classifier_params_from_torch(
     tree = stack_from_torch(weights, prefix, cell)
     width = layout.output_width(weights, cell)
     classes = tensors[f"{head}.weight"].shape[:1]
-    shapes = {
-        "head/kernel": (*classes, width),
-        "head/bias": classes,
-        "attention/projection/kernel": (width, width),
-        "attention/projection/bias": (width,),
-        "attention/query/kernel": (1, width),
-    }
+    shapes = _shapes(width, classes)
     require_shapes(
         "state_dict",
-        {name: (shapes[path], tensors[name].shape) for name, path in names.items()},
+        {n: (shapes[path][::-1], tensors[n].shape) for n, path in names.items()},
     )
     require_floating("state_dict", {name: tensors[name] for name in names})
     params = flatten_dict({cell: tree}, sep="/")
@@ -163,13 +157,7 @@ def classifier_params_to_torch(
     in_torch = stack_to_torch(of_stack, f"{cell}/")
     width = StackLayout.named_in(in_torch).output_width(in_torch, cell)
     classes = leaves["head/kernel"].shape[1:]
-    shapes = {
-        "head/kernel": (width, *classes),
-        "head/bias": classes,
-        "attention/projection/kernel": (width, width),
-        "attention/projection/bias": (width,),
-        "attention/query/kernel": (width, 1),
-    }
+    shapes = _shapes(width, classes)
     require_shapes(
         "params", {path: (shapes[path], leaves[path].shape) for path in names.values()}
     )
@@ -182,6 +170,17 @@ def classifier_params_to_torch(
 def _head_named(head: str) -> dict[str, str]:
     require_string("head", head)
     return {f"{head}.weight": "head/kernel", f"{head}.bias": "head/bias"}
+
+
+def _shapes(width: int, classes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Of the entries beside the stack. A torch.nn.Linear's weight is transposed."""
+    return {
+        "head/kernel": (width, *classes),
+        "head/bias": classes,
+        "attention/projection/kernel": (width, width),
+        "attention/projection/bias": (width,),
+        "attention/query/kernel": (width, 1),
+    }
 
 
 def _attention_names(stack: str, head: str) -> dict[str, str]:
