@@ -35,14 +35,14 @@ def compile_for_all(kept):
     Raises:
         BuildError: there is a compiler, and it does not compile them.
     """
-    if os.environ.get(library.CPU.compiler_variable):
+    if os.environ.get(library.CPU.compiler.variable):
         kept = None
     root = pathlib.Path(tempfile.mkdtemp(prefix="flax_lstm-"))
     os.environ[_ROOT] = str(root)
     os.environ[_COMPILED] = os.environ[_CACHE] = str(kept or root / "compiled")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for_gpu = pool.submit(_compile_for_gpu)
-        compiler, *_ = library.CPU.compiler_command()
+        compiler, *_ = library.CPU.compiler.command_line()
         if shutil.which(compiler):
             _compile(library.CPU)
         else:
@@ -55,7 +55,7 @@ def compile_for_all(kept):
 def _compile_for_gpu():
     if not library.GPU.made_for():
         return
-    if not shutil.which(library.GPU.compiler_command()[0]):
+    if not shutil.which(library.GPU.compiler.command_line()[0]):
         return
     try:
         _compile(library.GPU)

@@ -71,7 +71,7 @@ CALLS = {
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory):
     """The persistent kernels, compiled by nvcc for an H100 and known to XLA."""
-    compiler = library.GPU.compiler_command()
+    compiler = library.GPU.compiler.command_line()
     if not shutil.which(compiler[0]):
         pytest.skip("needs CUDA's nvcc")
     with pytest.MonkeyPatch.context() as environment:

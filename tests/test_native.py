@@ -556,7 +556,7 @@ def test_the_files_name_tells_the_source(native, monkeypatch, tmp_path):
 
 def command_for(source, program, *options):
     """That compiles one of the programs beside this file."""
-    compiler, *given = library.CPU.compiler_command()
+    compiler, *given = library.CPU.compiler.command_line()
     if not shutil.which(compiler):
         pytest.skip(f"the loops' source needs a C++ compiler, {compiler}")
     include = pathlib.Path(library.__file__).parent

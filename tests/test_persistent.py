@@ -34,13 +34,13 @@ from flax_lstm import (
     _persistent_lstm,
     _reference_primitive,
 )
-from flax_lstm.native import __main__ as native_command, library
+from flax_lstm.native import __main__ as native_command, library, machine
 
 SOURCE = pathlib.Path(__file__).parent / "persistent" / "on_cpu.cc"
 
 
 def compiled(to, *options):
-    compiler = library.CPU.compiler_command()
+    compiler = library.CPU.compiler.command_line()
     if not shutil.which(compiler[0]):
         pytest.skip(f"the kernels' source needs a C++ compiler, {compiler[0]}")
     native = pathlib.Path(library.__file__).parent
@@ -264,13 +264,17 @@ def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
+    assert library.GPU.compiler.command_line() == ["nvcc", "-arch=native"]
     monkeypatch.setattr(sys, "path", [str(tmp_path / "of jax")])
     importlib.invalidate_caches()
     libraries = f"-L{tmp_path / 'of jax' / 'nvidia' / 'cu13' / 'lib'}"
-    assert library.GPU.compiler_command() == [str(program), libraries, "-arch=native"]
+    assert library.GPU.compiler.command_line() == [
+        str(program),
+        libraries,
+        "-arch=native",
+    ]
     monkeypatch.setenv("PATH", str(program.parent))
-    assert library.GPU.compiler_command() == ["nvcc", "-arch=native"]
+    assert library.GPU.compiler.command_line() == ["nvcc", "-arch=native"]
 
 
 def test_kernels_for_no_gpu_are_not_compiled(monkeypatch, capsys):
@@ -303,7 +307,7 @@ def test_kernels_for_another_gpu_are_an_error(tmp_path, monkeypatch):
 
 def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):
     """By its folder, or by its program in a container without that."""
-    monkeypatch.setattr(library, "_GPUS_OF_DRIVER", tmp_path / "gpus")
+    monkeypatch.setattr(machine, "_GPUS_OF_DRIVER", tmp_path / "gpus")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert library.GPU.made_for() == ""
     program = tmp_path / "nvidia-smi"
@@ -323,14 +327,14 @@ def test_which_gpus_there_are_is_the_drivers_word(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
-    compiler = library.GPU.compiler_command()
+    compiler = library.GPU.compiler.command_line()
     if not shutil.which(compiler[0]):
         pytest.skip("needs CUDA's nvcc")
     native = pathlib.Path(library.__file__).parent
     done = subprocess.run(
         [
             *(part for part in compiler if part != "-arch=native"),
-            *("-arch=sm_90", "-Xptxas=-v", *library.GPU.options),
+            *("-arch=sm_90", "-Xptxas=-v", *library.GPU.compiler.options),
             *("-isystem", jax.ffi.include_dir(), native / library.GPU.source),
             *("-o", tmp_path / "lstm.so"),
         ],

@@ -1,4 +1,4 @@
-"""The compiled loops: where they are stored, compiling and loading them.
+"""The compiled loops: where they are stored, building and loading them.
 
 The file's name depends on what it was built from and for: the source, the version of
 JAX, the compiler's options, and the processor's instructions or the GPUs. A file for
@@ -10,20 +10,18 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import os
 import pathlib
-import platform
-import shlex
-import shutil
 import stat
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 
 import jax
 import jaxlib
+
+from flax_lstm.native import machine
+from flax_lstm.native.compiler import CXX, NVCC, BuildError as BuildError, Compiler
 
 _SOURCES = pathlib.Path(__file__).parent
 # As they were when this package was imported: loops that were compiled since, from
@@ -33,14 +31,8 @@ _TEXTS = {
     for suffix in ("cc", "cu", "h")
     for path in sorted(_SOURCES.glob(f"*.{suffix}"))
 }
-_ANSWER_SECONDS = 10
-_GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # A digest of the content follows it: a library loader reads only what the header says.
 _DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-class BuildError(RuntimeError):
-    """The loops could not be compiled; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,28 +43,19 @@ class Library:
         implementation: what it is called in messages.
         platform: XLA's name for the kind of device.
         source: the file that is compiled, which includes others.
-        compiler_variable: name of the environment variable with the compiler.
-        compiler: returns the command line to use where that is not set.
-        needs: what has to be installed to compile.
-        options: of the compiler.
+        compiler: what compiles it.
         targets: XLA's name for each loop, and its symbol in the file.
         made_for: returns what else the file depends on, the processor or the GPUs.
         command: the command that compiles the loops.
-        compiled_for_another: what a compiler says that went on without the machine's
-            own device.
     """
 
     implementation: str
     platform: str
     source: str
-    compiler_variable: str
-    compiler: Callable[[], str]
-    needs: str
-    options: tuple[str, ...]
+    compiler: Compiler
     targets: Mapping[str, str]
     made_for: Callable[[], str]
     command: str
-    compiled_for_another: str | None = None
 
     def path(self) -> pathlib.Path:
         """Where the loops for this machine lie once they are compiled.
@@ -126,7 +109,7 @@ class Library:
             _check_that_only_its_owner_writes(target.parent)
             with tempfile.TemporaryDirectory(dir=target.parent) as directory:
                 made = pathlib.Path(directory) / target.name
-                self._compile(made)
+                self.compiler.compile(_SOURCES / self.source, made)
                 content = made.read_bytes()
                 made.write_bytes(content + _digest(content))
                 # An administrator may have built it for all users.
@@ -168,7 +151,7 @@ class Library:
                 f"implementation: expected one that can run here, got "
                 f"{self.implementation}, whose loops are not compiled for this machine "
                 f"and this JAX ({error.filename}); run `{self.command}`, which needs "
-                f"{self.needs}, or use 'fused'"
+                f"{self.compiler.needs}, or use 'fused'"
             ) from error
         except OSError as error:
             raise ValueError(
@@ -178,63 +161,12 @@ class Library:
         for name, capsule in targets.items():
             jax.ffi.register_ffi_target(name, capsule, platform=self.platform)
 
-    def compiler_command(self) -> list[str]:
-        """The command line that compiles, as the environment variable gives it.
-
-        Raises:
-            BuildError: it can't be parsed.
-        """
-        given = os.environ.get(self.compiler_variable, "").strip() or self.compiler()
-        try:
-            return shlex.split(given)
-        except ValueError as error:
-            raise BuildError(
-                f"{self.compiler_variable}: expected a compiler's command line, got "
-                f"{given!r}: {error}"
-            ) from error
-
-    def _compile(self, to: pathlib.Path) -> None:
-        compiler = self.compiler_command()
-        command = [
-            *(*compiler, *self.options),
-            *("-isystem", jax.ffi.include_dir()),
-            str(_SOURCES / self.source),
-            *("-o", str(to)),
-        ]
-        variable = self.compiler_variable
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except OSError as error:
-            raise BuildError(
-                f"{variable}: expected a compiler, got {compiler[0]!r} "
-                f"({error.strerror}); install {self.needs} or set {variable}"
-            ) from error
-        said = done.stderr.decode(errors="replace").strip()
-        if done.returncode:
-            raise BuildError(
-                f"{variable}: expected a C++20 compiler, got exit status "
-                f"{done.returncode} from `{shlex.join(command)}`:\n{said}"
-            )
-        if self.compiled_for_another and self.compiled_for_another in said:
-            named = [part for part in compiler if not part.startswith("-arch")]
-            for_h100 = shlex.quote(shlex.join([*named, "-arch=sm_90"]))
-            raise BuildError(
-                f"{variable}: expected a compiler that finds this machine's GPU, got "
-                f"from `{shlex.join(command)}`:\n{said}\nName the GPU's kind, as in "
-                f"{variable}={for_h100} for an H100"
-            )
-        if not to.is_file():
-            raise BuildError(
-                f"{variable}: expected a compiler, got {compiler[0]!r}, which wrote no "
-                f"file"
-            )
-
     def _try_to_load(self, made: pathlib.Path) -> None:
         try:
             self._targets_of(made)
         except OSError as error:
             raise BuildError(
-                f"{self.compiler_variable}: expected a compiler whose result can be "
+                f"{self.compiler.variable}: expected a compiler whose result can be "
                 f"loaded here, got {error}"
             ) from error
 
@@ -275,7 +207,7 @@ class Library:
 
     @functools.cache  # noqa: B019, as above.
     def _file_name(self) -> str:
-        made_of = [jaxlib.__version__, self.made_for(), *self.options]
+        made_of = [jaxlib.__version__, self.made_for(), *self.compiler.options]
         headers = [name for name in _TEXTS if name.endswith(".h")]
         made_of += [_TEXTS[name] for name in (*headers, self.source)]
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
@@ -307,74 +239,17 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _processor() -> str:
-    """The kind of processor with its instruction sets, or with the machine's name."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:  # Not on Linux.
-        lines = []
-    kinds = ("flags", "Features")
-    flags = next((line for line in lines if line.startswith(kinds)), platform.node())
-    return platform.machine() + flags
-
-
-def _gpus() -> str:
-    """The driver's description of each GPU, without asking CUDA; empty without one."""
-    known = list(_GPUS_OF_DRIVER.glob("*/information"))
-    if known:
-        lines = [
-            line for file in known for line in file.read_text("utf-8").splitlines()
-        ]
-        return "\n".join(sorted(line for line in lines if line.startswith("Model")))
-    # Some containers have the driver without its folder.
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    command = [program, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_ANSWER_SECONDS
-        )
-    except subprocess.TimeoutExpired:  # As with a driver that hangs.
-        return ""
-    return "" if done.returncode else "\n".join(sorted(done.stdout.splitlines()))
-
-
-def _nvcc() -> list[str]:
-    """nvcc: a toolkit's, or that in JAX's CUDA packages (from CUDA 13 on)."""
-    if shutil.which("nvcc"):
-        return ["nvcc"]
-    packages = importlib.util.find_spec("nvidia")
-    places = (packages and packages.submodule_search_locations) or ()
-    found = [
-        path for place in places for path in pathlib.Path(place).glob("cu1*/bin/nvcc")
-    ]
-    if not found:
-        return ["nvcc"]
-    # CUDA 13.0's looks for libraries in lib64, which its package calls lib.
-    nvcc = max(found)
-    return [str(nvcc), f"-L{nvcc.parents[1] / 'lib'}"]
-
-
 CPU = Library(
     implementation="'native'",
     platform="cpu",
     source="lstm.cc",
-    compiler_variable="CXX",
-    compiler=lambda: "c++",
-    needs="a C++ compiler (g++ 10 or clang 13, or newer)",
-    # For the compiling machine, which is the one that runs the code. A product and a
-    # sum are contracted to one instruction (FMA), as in XLA's own products.
-    options=(
-        *("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast"),
-        *("-fPIC", "-shared"),
-    ),
+    compiler=CXX,
     targets={
         "flax_lstm_forward": "FlaxLstmForward",
         "flax_lstm_forward_keeping": "FlaxLstmForwardKeeping",
         "flax_lstm_backward": "FlaxLstmBackward",
     },
-    made_for=_processor,
+    made_for=machine.processor,
     command="python -m flax_lstm.native",
 )
 
@@ -382,16 +257,12 @@ GPU = Library(
     implementation="'native' on a GPU",
     platform="CUDA",
     source="lstm.cu",
-    compiler_variable="NVCC",
-    compiler=lambda: shlex.join([*_nvcc(), "-arch=native"]),
-    needs="CUDA's nvcc (which JAX's extra cuda13 brings) and a C++ compiler",
-    options=("-std=c++20", "-O3", "-ftz=true", "-Xcompiler=-fPIC", "-shared"),
+    compiler=NVCC,
     targets={
         "flax_lstm_persistent_forward": "FlaxLstmPersistentForward",
         "flax_lstm_persistent_forward_keeping": "FlaxLstmPersistentForwardKeeping",
         "flax_lstm_persistent_backward": "FlaxLstmPersistentBackward",
     },
-    made_for=_gpus,
+    made_for=machine.gpus,
     command="python -m flax_lstm.native --gpu",
-    compiled_for_another="default arch is used",
 )
