@@ -6,13 +6,13 @@ GPUs.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import RunError
@@ -185,20 +185,7 @@ def gathered(share: np.ndarray, total: int, mesh: Mesh) -> jax.Array:
     everywhere = NamedSharding(mesh, PartitionSpec())
     if everywhere.is_fully_addressable:
         return jax.device_put(share, everywhere)
-    processes = jax.process_count()
-    block = -(-total // processes)
-    here = mesh.size // processes
-    padded = -(-block // here) * here
-    rest = [(0, padded - len(share)), *[(0, 0)] * (share.ndim - 1)]
-    by_device = NamedSharding(mesh, PartitionSpec(ROWS))
-    shape = (processes * padded, *share.shape[1:])
-    parts = jax.make_array_from_process_local_data(
-        by_device, np.pad(share, rest), shape
-    )
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def gather(parts):
-        blocks = parts.reshape(processes, padded, *parts.shape[1:])[:, :block]
-        return blocks.reshape(processes * block, *parts.shape[1:])[:total]
-
-    return gather(parts)
+    block = -(-total // jax.process_count())
+    rest = [(0, block - len(share)), *[(0, 0)] * (share.ndim - 1)]
+    blocks = multihost_utils.process_allgather(np.pad(share, rest), tiled=True)
+    return _replicated_globally(blocks[:total], everywhere)
