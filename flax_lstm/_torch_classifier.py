@@ -239,7 +239,7 @@ def _require_head(
     head: str, names: Mapping[str, str], tensors: Any, prefix: str
 ) -> None:
     """If the only Linear has another name, the error says which."""
-    beside = [name for name in tensors if not name.startswith(prefix)]
+    beside = [name for name in tensors if not name.startswith((prefix, f"{head}."))]
     others = {name.rpartition(".")[0] for name in beside if name not in names}
     if f"{head}.weight" not in tensors and len(others) == 1:
         raise ValueError(

@@ -261,7 +261,12 @@ def load_classifier(
             f"{path}, got {config.get('model')!r} ({error})"
         ) from error
     target = ocp.args.StandardRestore(abstract_params(model))
-    with _reader(path) as manager, _of_a_classifier(path, config["step"]):
+    # Under a jitted caller, too, Orbax makes arrays, not values that are traced.
+    with (
+        jax.ensure_compile_time_eval(),
+        _reader(path) as manager,
+        _of_a_classifier(path, config["step"]),
+    ):
         restored = manager.restore(
             config["step"], args=ocp.args.Composite(params=target)
         )

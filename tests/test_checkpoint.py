@@ -56,6 +56,19 @@ def test_the_classifier_that_was_saved_is_the_one_loaded(cell, tmp_path):
     np.testing.assert_array_equal(loaded.apply(got, X), model.apply(variables, X))
 
 
+def test_a_jitted_function_may_load(tmp_path):
+    model = MODELS["gru"]
+    variables = model.init(jax.random.key(0), X)
+    save(tmp_path, model, variables)
+
+    @jax.jit
+    def predict(x):
+        loaded, got = load_classifier(tmp_path)
+        return loaded.apply(got, x)
+
+    np.testing.assert_allclose(predict(X), model.apply(variables, X), atol=1e-6)
+
+
 def test_loading_says_nothing_beside(tmp_path, caplog):
     """Of all that Orbax has to tell of a folder that is only read."""
     model = MODELS["gru"]

@@ -617,6 +617,17 @@ def test_wrong_classifier_state_dicts_are_listed(changes, message):
         classifier_params_from_torch(weights)
 
 
+@pytest.mark.parametrize("head", [None, "head"])
+def test_a_head_under_weight_norm_is_listed_as_what_it_lacks(head):
+    weights = good_classifier()
+    kernel = weights.pop("head.weight")
+    for name in ("weight_g", "weight_v"):
+        old = weights | {f"head.{name}": kernel}
+        message = rf"missing head\.weight; unexpected head\.{name}$"
+        with pytest.raises(ValueError, match=message):
+            classifier_params_from_torch(old, head=head)
+
+
 def test_no_weights_at_all_are_no_classifier():
     message = r"^state_dict: expected the weights of a classifier, got none$"
     with pytest.raises(ValueError, match=message):
