@@ -62,6 +62,12 @@ def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
 
     How it is computed (`implementation`, `remat`) is left out.
 
+    Args:
+        model: an `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`.
+
+    Returns:
+        What `classifier_from_options` takes, and `json.dumps`, too.
+
     Example:
         >>> from flax_lstm import GRUClassifier
         >>> from flax_lstm.checkpoint import classifier_options
@@ -88,6 +94,13 @@ def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
 def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:
     """The inverse of `classifier_options`.
 
+    Args:
+        options: `cell` (`"lstm"`, `"gru"` or `"rnn"`) and options of that classifier's
+            constructor; the others have their defaults.
+
+    Returns:
+        An `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`.
+
     Raises:
         ValueError, TypeError: an unknown cell or option, or a value out of its range.
 
@@ -111,6 +124,12 @@ def abstract_params(model: SequenceClassifier) -> Any:
 
     Without such a target, Orbax insists on the devices that wrote the checkpoint.
 
+    Args:
+        model: an `LSTMClassifier`, `GRUClassifier` or `RNNClassifier`.
+
+    Returns:
+        The tree of its `'params'`, with a `jax.ShapeDtypeStruct` for every array.
+
     Example:
         >>> from flax_lstm import RNNClassifier
         >>> from flax_lstm.checkpoint import abstract_params
@@ -129,6 +148,12 @@ def abstract_params(model: SequenceClassifier) -> Any:
 
 def orbax_path(path: str | os.PathLike[str]) -> str:
     """`path` as an absolute one that Orbax and TensorStore understand.
+
+    Args:
+        path: of a folder, which need not exist.
+
+    Returns:
+        The same folder, without a slash at the end.
 
     Raises:
         ValueError: there is none. TensorStore takes a backslash for a slash, and would
@@ -158,8 +183,22 @@ def orbax_path(path: str | os.PathLike[str]) -> str:
 def checkpoint_steps(path: str | os.PathLike[str]) -> list[int]:
     """The steps with a checkpoint in `path`, damaged or not, in ascending order.
 
+    Args:
+        path: the folder of the checkpoints.
+
+    Returns:
+        A list, empty if the folder holds no checkpoint.
+
     Raises:
         NoCheckpointError: no such folder.
+        TypeError, ValueError: `path` is of the wrong type, or none that Orbax takes.
+
+    Example:
+        >>> import tempfile
+        >>> from flax_lstm.checkpoint import checkpoint_steps
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoint_steps(folder)
+        []
     """
     with _reader(path) as manager:
         return sorted(manager.all_steps())
@@ -176,11 +215,25 @@ def read_config(
         path: the folder of the checkpoints (an experiment's workdir).
         step: which one; None is the newest.
 
+    Returns:
+        A dict of JSON values: `format_version`, `model` (as `classifier_options` gives
+        it), `step`, and what else the writer recorded. The experiment records
+        `dataset`, `hyper_parameters`, `epoch` (the last complete one) and `progress`
+        (in the next epoch; None at its start).
+
     Raises:
         NoCheckpointError: there is no such folder, no checkpoint in it, or none of that
             step. It is a FileNotFoundError.
         DamagedCheckpointError: a file of the checkpoint is not what was written.
         ValueError: the checkpoint is of another format version, or not a classifier's.
+        TypeError: `path` or `step` is of the wrong type.
+
+    Example:
+        >>> from flax_lstm.checkpoint import read_config
+        >>> read_config('no/such/folder')  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        flax_lstm.checkpoint.NoCheckpointError: path: expected a folder of ...
     """
     import orbax.checkpoint as ocp
 
