@@ -10,9 +10,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import metrics, processes
+from experiments import metrics, processes, streams
 from experiments.data.choose import Choice
-from experiments.errors import RunError, naming
+from experiments.errors import RunError, naming, require_no_pattern
 from experiments.hyper_parameters import HyperParameters
 from experiments.train_state import TrainState
 from experiments.training import EpochProgress
@@ -34,7 +34,6 @@ from flax_lstm.checkpoint import (
 
 _KEPT = 3
 _ASIDE = "damaged-"
-_WILDCARDS = "[*?"
 # What a folder that Orbax finished has; one is enough, where others were damaged.
 _PARTS = ("_CHECKPOINT_METADATA", CONFIG, PARAMS, TRAINING)
 
@@ -73,12 +72,7 @@ def require_storable(workdir: str) -> None:
         path = orbax_path(workdir)
     except ValueError as error:
         raise RunError(f"--workdir: {str(error).removeprefix('path: ')}") from error
-    found = [character for character in _WILDCARDS if character in path]
-    if found:
-        raise RunError(
-            f"--workdir: expected a path without {' '.join(found)}, which Orbax takes "
-            f"for a pattern where it looks for what it wrote, got {path}"
-        )
+    require_no_pattern("--workdir", path, "Orbax")
 
 
 def find(workdir: str) -> Found:
@@ -229,8 +223,10 @@ class Checkpoints:
             raise RunError(
                 f"--workdir: saving step {step} in {self._workdir} failed: {error}"
             ) from error
-        stderr.write(sys.stderr.getvalue())
+        said = sys.stderr.getvalue()
         sys.stderr = stderr
+        if said:
+            streams.note(said.removesuffix("\n"))
 
     def restore(self, step: int, fresh: TrainState, mesh: Mesh) -> TrainState:
         """`fresh` with everything replaced by what was saved at `step`, on `mesh`."""

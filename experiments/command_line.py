@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import io
-import os
 import signal
 import sys
 import warnings
@@ -12,6 +10,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from experiments import streams
 from experiments.ending import end
 from experiments.errors import RunError
 
@@ -23,8 +22,8 @@ BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
     program = _program()
-    _open_closed_streams()
-    _print_anything()
+    streams.open_closed()
+    streams.print_anything()
     _end_on_interrupt(program)
     _tell_warnings_once(program)
 
@@ -68,37 +67,14 @@ def _printing(program: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         # The reader of a pipe has seen enough (`| head`).
-        _drop_output()
+        streams.drop(sys.stdout)
         sys.exit(BROKEN_PIPE_STATUS)
     except OSError as error:
         # For files, the commands themselves report a full disk.
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
-        _drop_output()
+        streams.drop(sys.stdout)
         _fail(program, f"can't write to stdout: {error.strerror}", RunError.status)
-
-
-def _open_closed_streams() -> None:
-    """A stream that a parent closed (`2>&-`) is None in Python; libraries use it."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            setattr(sys, name, null)
-            setattr(sys, f"__{name}__", null)
-
-
-def _print_anything() -> None:
-    """What the terminal's encoding lacks is printed as an escape sequence."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output() -> None:
-    """Drops what stdout still buffers, about which Python would complain at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
 
 
 def _tell_warnings_once(program: str) -> None:
@@ -108,7 +84,7 @@ def _tell_warnings_once(program: str) -> None:
     def show(message, *_, **__):
         if str(message) not in told:
             told.add(str(message))
-            print(f"{program}: note: {message}", file=sys.stderr)
+            streams.note(f"{program}: note: {message}")
 
     warnings.showwarning = show
 

@@ -11,6 +11,20 @@ class RunError(Exception):
     """The process's exit status."""
 
 
+def require_no_pattern(flag: str, path: str, library: str) -> None:
+    """Checks that `path` has nothing that `library` takes for a pattern of names.
+
+    Raises:
+        RunError: it has; what was written there would not be found again.
+    """
+    found = [character for character in "[*?" if character in path]
+    if found:
+        raise RunError(
+            f"{flag}: expected a path without {' '.join(found)}, which {library} takes "
+            f"for a pattern where it looks for what it wrote, got {path}"
+        )
+
+
 @contextlib.contextmanager
 def within_memory(advice: str) -> Iterator[None]:
     """For code that may run out of memory, which JAX reports in several ways.

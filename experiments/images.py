@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data import digits, mnist
 from experiments.errors import RunError
-from experiments.ink import find_ink, pen_width, thickened
+from experiments.ink import LEAST_CONTRAST, find_ink, pen_width, thickened
 
 _MAX_PIXELS = 64_000_000
 _LARGE_SIDE = 1024  # Larger pictures are reduced: more says nothing about a digit.
@@ -154,10 +154,11 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """On white paper, or on black for white ink, which would not show on white."""
+    """On white paper, or on black for light ink, which would not show on white."""
     on_white = _on_paper(image, "white")
-    values = np.asarray(on_white)
-    return on_white if values.min() < values.max() else _on_paper(image, "black")
+    darkest, lightest = on_white.getextrema()
+    shows = lightest - darkest >= LEAST_CONTRAST
+    return on_white if shows else _on_paper(image, "black")
 
 
 def _on_paper(image: Image.Image, color: str) -> Image.Image:

@@ -15,7 +15,7 @@ _PEAK = 99.8  # Percentile: the rest is less than a small digit covers.
 _PLATEAU = 1.2  # Growth by less than this factor counts as none.
 _CLEAR = 0.1  # Dark or light is clear if the other is less than this share of it.
 _GRAINY_SIDE = 200  # Pixels; smaller pictures have no camera's noise.
-_LEAST_CONTRAST = 16  # Of 255; less than that is paper and noise.
+LEAST_CONTRAST = 16  # Of 255; less than that is paper and noise.
 _EDGE = 0.1  # A pixel belongs to the digit from this share of full ink on.
 # Of the heaviest part of the drawing; lighter parts are dirt.
 _SPECK, _RIM_SPECK = 0.03, 0.1
@@ -109,7 +109,7 @@ def _peak(grey: np.ndarray, dark: bool, window: int) -> float:
 
 def _ink(grey: np.ndarray, dark: bool, window: int) -> np.ndarray | None:
     contrast = _contrast(grey, dark, max(_LEAST_WINDOW, window))
-    if contrast.max() < _LEAST_CONTRAST:
+    if contrast.max() < LEAST_CONTRAST:
         return None
     threshold = otsu(contrast)
     marked = contrast > threshold

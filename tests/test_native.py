@@ -442,6 +442,21 @@ def test_loops_that_are_not_compiled_are_asked_for(tmp_path):
     assert "python -m flax_lstm.native" in done.stdout
 
 
+def test_an_answer_that_cannot_be_printed_is_one_line(tmp_path):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flax_lstm.native", "--remove"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"FLAX_LSTM_CACHE_DIR": str(tmp_path)},
+        )
+    assert done.returncode == 1
+    expected = "python -m flax_lstm.native: can't write to stdout: No space left on"
+    assert done.stderr == f"{expected} device\n"
+
+
 USE_AUTO = USE.replace('implementation="native"', 'implementation="auto"')
 SPOILT = {
     "damaged": lambda file: file.write_bytes(file.read_bytes()[:2000]),

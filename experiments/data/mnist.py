@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from experiments.data.dataset import WHOLE, Dataset, Share, Split
-from experiments.errors import RunError
+from experiments.errors import RunError, require_no_pattern
 
 NAME, FASHION = "mnist", "fashion_mnist"
 TITLES = {NAME: "MNIST", FASHION: "Fashion-MNIST"}
@@ -107,17 +107,19 @@ def _builder(name: str, data_dir: str | None):
             f"{TITLES[name]} needs tensorflow-datasets and array_record, "
             f"and they can't be imported here: {error}; --dataset=digits needs neither"
         ) from error
-    builder = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
+    make = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
     try:
-        return builder(data_dir=data_dir, file_format="array_record")
+        builder = make(data_dir=data_dir, file_format="array_record")
     except OSError as error:
         raise RunError(f"--data_dir: expected a usable folder, got {error}") from error
     except Exception as error:  # From protobuf, for a damaged dataset_info.json.
         raise RunError(
-            f"--data_dir: the folder {builder.name} in {data_dir or 'its default'} "
+            f"--data_dir: the folder {make.name} in {data_dir or 'its default'} "
             f"can't be read ({type(error).__name__}: {error}); remove it to prepare it "
             f"again"
         ) from error
+    require_no_pattern("--data_dir", str(builder.data_dir), "TFDS")
+    return builder
 
 
 def _default_manual_dir(builder) -> str:

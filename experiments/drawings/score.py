@@ -11,6 +11,7 @@ from experiments.pictures.png import save_png
 from experiments.restored import RestoredClassifier
 
 _COLUMNS = 12
+_DRAWN_MISTAKES = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,19 @@ class Scored:
         ]
 
     def save_mistakes(self, path: str) -> None:
-        """Draws each wrongly read drawing over what the model saw of it."""
+        """Draws wrongly read drawings, the first ones, over what the model saw."""
         from matplotlib.figure import Figure
 
         wrong = np.flatnonzero(~self.right)
-        lines = max(1, -(-len(wrong) // _COLUMNS))
+        shown = wrong[:_DRAWN_MISTAKES]
+        lines = max(1, -(-len(shown) // _COLUMNS))
         figure = Figure(figsize=(_COLUMNS, 2.4 * lines), layout="constrained")
         cells = figure.subplots(2 * lines, _COLUMNS, squeeze=False)
+        if len(shown) < len(wrong):
+            figure.suptitle(f"The first {len(shown)} of {len(wrong):,} errors")
         for axes in cells.flat:
             axes.set_axis_off()
-        for place, index in enumerate(wrong):
+        for place, index in enumerate(shown):
             line, column = divmod(place, _COLUMNS)
             drawing = self.drawings[index]
             above, below = cells[2 * line : 2 * line + 2, column]

@@ -8,8 +8,10 @@ from experiments.pictures.png import save_png
 Rows = list[dict[str, Any]]
 """Of `metrics.jsonl`, one for each epoch, at least one."""
 
-_LONG_NAME = 16
+# With more, or longer names, the legend stands below, in lines of its own.
+_NAMES_INSIDE, _LONG_NAME = 5, 16
 _ACCURACIES = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+_NUMBERS = {"loss": "{:.4f}", "accuracy": "{:.2%}"}
 _LOSSES = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 5))
 
 
@@ -38,44 +40,33 @@ def _save(lines: Mapping[str, tuple[str, Rows]], of: str, path: str) -> None:
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    if max(map(len, lines)) > _LONG_NAME:  # Such as folders': given in full below.
-        figure.set_figheight(3 + 0.22 * len(lines))
-        lines = _named_below(figure, lines)
-    _draw(loss_axes, lines, "loss", "{:.4f}")
+    loss_lines = _draw(loss_axes, lines, "loss")
     loss_axes.set_title(f"{of}mean loss per example")
     loss_axes.set_yscale("log")
     _tick(loss_axes, _LOSSES, "{:g}")
-    _draw(accuracy_axes, lines, "accuracy", "{:.2%}")
+    accuracy_lines = _draw(accuracy_axes, lines, "accuracy")
     accuracy_axes.set_title(f"{of}accuracy")
     # A linear axis has room for the first epoch alone.
     accuracy_axes.set_yscale("logit")
     _tick(accuracy_axes, _ACCURACIES, "{:.4g} %", factor=100)
+    if len(lines) <= _NAMES_INSIDE and max(map(len, lines)) <= _LONG_NAME:
+        _name(loss_axes, loss_lines, lines, ["loss"])
+        _name(accuracy_axes, accuracy_lines, lines, ["accuracy"])
+    else:
+        figure.set_figheight(3 + 0.22 * len(lines))
+        below = {"loc": "outside lower left", "fontsize": "small"}
+        _name(figure, loss_lines, lines, ["loss", "accuracy"], **below)
     save_png(figure, path)
 
 
-def _named_below(figure, lines):
-    """`lines` named by numbers, which a list below the figure explains."""
-    numbers = {name: f"run {number}" for number, name in enumerate(lines, 1)}
-    figure.supxlabel(
-        "\n".join(f"{number}: {name}" for name, number in numbers.items()),
-        fontsize="small",
-        parse_math=False,
-        x=0.02,
-        ha="left",
-    )
-    return {numbers[name]: line for name, line in lines.items()}
-
-
-def _draw(axes, lines, quantity, number):
+def _draw(axes, lines, quantity):
+    """Returns what was drawn, in the order of `lines`."""
     from matplotlib.ticker import MaxNLocator
 
-    last_epochs = {rows[-1]["epoch"] for _, rows in lines.values()}
-    labels = {}
-    for name, (split, rows) in lines.items():
+    axes.set_prop_cycle(color=_colors(len(lines)))
+    drawn = []
+    for split, rows in lines.values():
         values = [row[f"{split}_{quantity}"] for row in rows]
-        label = f"{name}  {number.format(values[-1])}"
-        if len(last_epochs) > 1:
-            label += f" after {rows[-1]['epoch']}"
         if quantity == "accuracy":
             # All right, or all wrong, is infinitely far on a logit axis: drawn half an
             # example short of it.
@@ -84,17 +75,37 @@ def _draw(axes, lines, quantity, number):
                 min(max(value, half), 1 - half)
                 for value, half in zip(values, halves, strict=True)
             ]
-        epochs = [row["epoch"] for row in rows]
-        (line,) = axes.plot(epochs, values, marker="o", ms=2)
-        labels[line] = label
+        drawn += axes.plot([row["epoch"] for row in rows], values, marker="o", ms=2)
     axes.set_xlabel("epoch")
     whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
     axes.xaxis.set_major_locator(whole)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    return drawn
+
+
+def _colors(count):
+    import matplotlib
+    import numpy as np
+
+    told_apart = matplotlib.colormaps["tab10"].colors
+    if count <= len(told_apart):
+        return told_apart
+    return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
+
+
+def _name(place, drawn, lines, quantities, **options):
+    """Adds a legend to `place`, axes or a figure: names, with their last values."""
+    last_epochs = {rows[-1]["epoch"] for _, rows in lines.values()}
+    labels = []
+    for name, (split, rows) in lines.items():
+        last = rows[-1]
+        values = [_NUMBERS[kind].format(last[f"{split}_{kind}"]) for kind in quantities]
+        after = f" after {last['epoch']}" if len(last_epochs) > 1 else ""
+        labels.append(f"{name}  {', '.join(values)}{after}")
     title = f"after epoch {last_epochs.pop()}" if len(last_epochs) == 1 else None
     # Given here, since matplotlib leaves out lines with a label like "_old".
-    legend = axes.legend(labels.keys(), labels.values(), frameon=False, title=title)
+    legend = place.legend(drawn, labels, frameon=False, title=title, **options)
     for text in legend.get_texts():
         text.set_parse_math(False)  # A dollar in a folder's name is just that.
 

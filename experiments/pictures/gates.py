@@ -22,6 +22,7 @@ def save_gates(reading: Reading, shown: Prediction, path: str) -> None:
     layer are in the order of the row where their cell state is largest.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     layers = len(reading.layers)
     figure = Figure(figsize=(11, 2.9 + 2.3 * layers), layout="constrained")
@@ -47,6 +48,7 @@ def save_gates(reading: Reading, shown: Prediction, path: str) -> None:
             )
             axes.set_title(f"{layer.name}: {title}", fontsize=10)
             axes.set_xlabel("unit, sorted", fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.tick_params(labelsize=8)
             if name in "oc":
                 extend = "neither" if gate else "both"

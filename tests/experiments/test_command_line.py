@@ -115,6 +115,38 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path):
     assert (tmp_path / "test-0.png").is_file()
 
 
+def test_a_note_that_cannot_be_printed_ends_no_run(tmp_path):
+    flags = "--num_epochs=1", "--hidden_size=8", "--num_layers=1", "--dropout=0.5"
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [*arguments("mnist", "--dataset=digits", f"--workdir={tmp_path}", *flags)],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    assert done.returncode == 0
+    assert "Final test: " in done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
+    program = (
+        "import os, sys\n"
+        "from experiments import streams\n"
+        "streams.open_closed()\n"
+        "print('out')\n"
+        "print('error', file=sys.stderr)\n"
+        "sys.exit(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR))"
+    )
+    path = tmp_path / "file"
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]
+    done = subprocess.run([*line, str(path)], check=False, capture_output=True)
+    assert done.returncode > 2
+    assert path.read_bytes() == b""
+
+
 @pytest.mark.parametrize(("output", "status"), [("| true", 141), ("> /dev/full", 1)])
 def test_help_that_cannot_be_printed_is_no_traceback(output, status):
     line = f"set -o pipefail; {shlex.join(arguments('predict', '--help'))} {output}"

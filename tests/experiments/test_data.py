@@ -103,6 +103,15 @@ def test_damaged_idx_file_is_named(tmp_path, content, message):
 
 
 @needs_array_record
+def test_a_folder_that_tfds_would_not_find_again_is_refused(small_mnist, tmp_path):
+    data_dir = str(tmp_path / "data[1]")
+    message = r"^--data_dir: expected a path without \[, which TFDS takes for a pattern"
+    with pytest.raises(RunError, match=message):
+        mnist.load(data_dir, str(small_mnist[0]))
+    assert not os.path.exists(data_dir)
+
+
+@needs_array_record
 def test_builder_prepares_once_and_reads_what_the_files_hold(small_mnist, tmp_path):
     folder, arrays = small_mnist
     data_dir = str(tmp_path / "data")

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from experiments.drawings.score import score
+from experiments.drawings import score as score_module
+from experiments.drawings.score import Scored, score
 from experiments.drawings.shapes import SHAPES
 from experiments.drawings.styles import STYLES, draw_all
 from experiments.images import FORMS, to_form
@@ -68,6 +69,21 @@ def test_drawings_are_scored_by_style_and_digit(trained):
     assert lines[-1].startswith(f"All: {right} of 180 (")
     assert lines[0].startswith("  style dark on light: ")
     assert sum(line.startswith("  wrong: ") for line in lines) == 180 - right
+
+
+def test_of_many_mistakes_the_first_are_drawn(drawings, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        score_module, "save_png", lambda figure, _: figures.append(figure)
+    )
+    labels = np.array([drawing.label for drawing in drawings])
+    forms = np.zeros((len(drawings), 8, 8))
+    for wrong in (180, 5):
+        answers = (labels + (np.arange(180) < wrong)) % 10
+        Scored(drawings, forms, answers).save_mistakes("")
+    many, few = figures
+    assert many.get_suptitle() == "The first 60 of 180 errors"
+    assert [sum(bool(axes.images) for axes in f.axes) for f in (many, few)] == [120, 10]
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_16_bit_grey_of_which_one_value_is_transparent(transparent, tmp_path):
     assert abs(digit - expected).mean() < 1
 
 
-@pytest.mark.parametrize("ink", [0, 255], ids=["black", "white"])
+@pytest.mark.parametrize("ink", [0, 250, 255], ids=["black", "off_white", "white"])
 def test_transparent_parts_are_the_paper_of_that_ink(ink, tmp_path):
     """White ink is what drawing programs in a dark mode have."""
     seven = drawn_seven()

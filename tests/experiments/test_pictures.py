@@ -164,13 +164,19 @@ def test_a_name_that_matplotlib_would_leave_out_is_in_the_legend(drawn):
         assert (old[:5], new[:4]) == ("_old ", "new ")
 
 
-def test_many_runs_with_long_names_stay_apart(drawn):
-    names = [f"a folder of a run, number {number}" for number in range(30)]
+@pytest.mark.parametrize("name", ["{}", "a folder of a run, number {}"])
+def test_many_runs_stay_apart(drawn, name):
+    names = [name.format(number) for number in range(30)]
     curves.save_comparison({name: [ROW] for name in names}, "")
-    for axes in drawn[0].axes:
-        labels = {text.get_text() for text in axes.get_legend().get_texts()}
-        assert len(labels) == len(axes.lines) == 30
-    assert all(name in drawn[0].get_supxlabel() for name in names)
+    (figure,) = drawn
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == [f"{name}  0.5000, 50.00%" for name in names]
+    colors = [tuple(line.get_color()) for line in legend.get_lines()]
+    assert len(set(colors)) == 30
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert [tuple(line.get_color()) for line in axes.lines] == colors
 
 
 def test_units_are_sorted_by_the_row_of_their_peak():

@@ -246,11 +246,13 @@ async function begin() {
     complain(error.message);
     return;
   }
+  const some = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
   const both = about.directions === 2 ? "bidirectional " : "";
   const data = about.embedded ? "the embedded 8×8 digits" : "MNIST";
-  const epochs = { 0: "part of an epoch", 1: "1 epoch" }[about.epoch] ?? `${about.epoch} epochs`;
+  const epochs = about.epoch === 0 ? "part of an epoch" : some(about.epoch, "epoch");
   $("model").textContent =
-    `${about.layers} ${both}layers of ${about.units} units, trained on ${data} for ${epochs}`;
+    `${some(about.layers, `${both}layer`)} of ${some(about.units, "unit")}, ` +
+    `trained on ${data} for ${epochs}`;
   $("embedded").hidden = !about.embedded;
   for (let digit = 0; digit < about.classes; digit++) {
     const item = document.createElement("li");
