@@ -156,8 +156,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 def _flattened(image: Image.Image) -> Image.Image:
     """On white paper, or on black for light ink, which would not show on white."""
     on_white = _on_paper(image, "white")
-    darkest, lightest = on_white.getextrema()
-    shows = lightest - darkest >= LEAST_CONTRAST
+    shows = np.ptp(np.asarray(on_white)) >= LEAST_CONTRAST
     return on_white if shows else _on_paper(image, "black")
 
 

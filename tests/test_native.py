@@ -23,6 +23,7 @@ from beside_fused import (
     slow_but,
     value_and_gradients,
 )
+from jax.experimental import serialize_executable
 from jax.sharding import NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
@@ -440,6 +441,33 @@ def test_loops_that_are_not_compiled_are_asked_for(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("implementation: expected one that can run here, got")
     assert "python -m flax_lstm.native" in done.stdout
+
+
+LOAD = """
+import sys
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+import flax_lstm.native
+flax_lstm.native.register()
+x = np.ones((4, 1, 2), np.float32)
+with open(sys.argv[1], "rb") as file:
+    trees = jax.tree.structure(((x,), {})), jax.tree.structure(x)
+    run = serialize_executable.deserialize_and_load(file.read(), *trees)
+print(*np.asarray(run(x)).ravel())
+"""
+
+
+def test_a_process_that_loads_an_executable_registers_the_loops(native, tmp_path):
+    lstm, x = StackedLSTM(2, 3, implementation="native"), np.ones((4, 1, 2), np.float32)
+    variables = lstm.init(jax.random.key(0), x)
+    compiled = jax.jit(lambda x: lstm.apply(variables, x)[0]).lower(x).compile()
+    written, *_ = serialize_executable.serialize(compiled)
+    (tmp_path / "executable").write_bytes(written)
+    done = run("-c", LOAD, tmp_path / "executable", cache=compiled_loops.directory())
+    assert done.returncode == 0, done.stderr
+    output = np.array(done.stdout.split(), np.float32)
+    np.testing.assert_allclose(output, np.ravel(compiled(x)), rtol=0, atol=1e-6)
 
 
 def test_an_answer_that_cannot_be_printed_is_one_line(tmp_path):

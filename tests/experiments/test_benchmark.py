@@ -243,9 +243,9 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
 @pytest.mark.parametrize(
     ("results", "count"),
     [
-        ("benchmark-2-cores", 4),
+        ("benchmark-2-cores", 3),
+        ("grid-2-cores", 1),
         ("avx2-2-cores", 3),
-        ("xeon-2-cores", 1),
     ],
 )
 def test_the_text_has_the_tables_of_the_results(results, count):
