@@ -28,8 +28,8 @@ def device_matching_jax() -> str:
 def flush_subnormals() -> None:
     """Has torch take numbers below 1e-38 as zeros, as XLA does, where it can.
 
-    Gradients vanish into them over long sequences, and some processors take a hundred
-    times as long for each. To be called before torch starts its threads.
+    Gradients vanish into them over long sequences, and some processors are slow with
+    them. To be called before torch starts its threads.
     """
     torch.set_flush_denormal(True)
 
