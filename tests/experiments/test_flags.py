@@ -139,7 +139,7 @@ def started(monkeypatch, workdir, recipe="notes", seed=0):
     with monkeypatch.context() as patch:
         patch.setattr(run, "optimizer", note_optimizer)
         patch.setattr(run, "create_state", note_state)
-        patch.setattr(run, "_run_steps", stop)
+        patch.setattr(run, "_run_epoch", stop)
         of_recipe = dict.fromkeys(("batch_size", "learning_rate", "dropout"))
         parameters = HyperParameters.of_recipe(recipe, 2, seed=seed, **of_recipe)
         with pytest.raises(_Enough):

@@ -42,7 +42,7 @@ SLEEPER = """if True:
     import time
     from experiments import command_line, mnist, run, training
 
-    run_steps, agree = run._run_steps, training.agree
+    run_steps, agree = run._run_epoch, training.agree
 
     def agree_later(*numbers):
         time.sleep(0.5)
@@ -53,7 +53,7 @@ SLEEPER = """if True:
             training._CHUNK_SECONDS, training.agree = 0.0, agree_later
         return run_steps(state, epochs, epoch, *others)
 
-    run._run_steps = run_one_by_one
+    run._run_epoch = run_one_by_one
     command_line.run(mnist.main)
 """
 
