@@ -31,8 +31,10 @@ def print_anything() -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """Drops what it still buffers, about which Python would complain at exit, and
-    all that follows."""
+    """Drops all that follows, and what it still buffers.
+
+    Of that Python would complain at exit, with a status of its own.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     with contextlib.suppress(OSError):
         stream.flush()

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from experiments.pictures.png import save_png
 
 Rows = list[dict[str, Any]]
@@ -86,7 +88,6 @@ def _draw(axes, lines, quantity):
 
 def _colors(count):
     import matplotlib
-    import numpy as np
 
     told_apart = matplotlib.colormaps["tab10"].colors
     if count <= len(told_apart):
