@@ -39,7 +39,7 @@ from flax_lstm._reference_primitive import (
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
-# The largest kRows of native/vectors.h, and kRowsAtOnce of native/backward.h.
+# The largest kRows of native/vectors.h, and kRowsAtOnce of native/weight_gradients.h.
 _MAX_TILE_ROWS = 6
 _CHUNK_ROWS = 128
 
@@ -112,7 +112,7 @@ def lower_to_kernel(
 
 
 def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
-    """An upper bound on what `Backward::scratch_size` asks for."""
+    """An upper bound on what `WeightGradients::scratch_size` asks for."""
     steps, batch, inputs = x.shape
     units = kernel.shape[-1]
     most_inputs = inputs + units + _MAX_TILE_ROWS
