@@ -28,6 +28,7 @@ from flax_lstm._cudnn_weights import CudnnOptions, split
 from flax_lstm._reference_primitive import (
     Reference,
     devices_if_callable,
+    lower_on,
     primitive_with_reference,
     transpose_each_other,
     varying_alike,
@@ -172,15 +173,14 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
     ) -> jax.extend.core.Primitive:
         primitive = primitive_with_reference(f"flax_lstm_cudnn_{name}", reference)
         lower_call = mlir.lower_fun(call, multiple_results=True)
-        lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
         def lower(context, *arguments, **params):
             if devices_if_callable(context.module_context) is None:
-                return lower_reference(context, *arguments, **params)
+                return None
             with use_abstract_mesh(AbstractMesh((), ())):
                 return lower_call(_of_one_device(context), *arguments, **params)
 
-        mlir.register_lowering(primitive, lower, platform=platform)
+        lower_on(platform, primitive, reference, lower)
         return primitive
 
     forward_p = called("forward", forward, _call_forward)

@@ -37,7 +37,8 @@ from flax_lstm._lstm_weights import (
     require_known_step,
     weights_of,
 )
-from flax_lstm._native_reference import NUM_GATES, LayerOptions
+from flax_lstm._native_operands import NUM_GATES, Layer, flat
+from flax_lstm._native_reference import LayerOptions
 from flax_lstm._recurrence import scan_over_time
 from flax_lstm._reference_primitive import varying_alike
 from flax_lstm.native import library
@@ -94,10 +95,10 @@ def _run(cell, carry, inputs, valid, reverse, on_gpu):
     weights = weights_of(cell, inputs.shape[-1])
     bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * NUM_GATES
     c_0, h_0 = carry
-    arrays = (inputs, *weights.x, *weights.h, *bias, h_0, c_0)
-    arrays += () if valid is None else (valid,)
+    layer = Layer(inputs, weights._replace(b=bias), h_0, c_0)
+    arrays = varying_alike(tuple(flat(layer, valid)))
     options = LayerOptions(reverse, on_gpu, jax.config.jax_default_matmul_precision)
-    y, h_n, c_n = primitives.forward_p.bind(*varying_alike(arrays), options=options)
+    y, h_n, c_n = primitives.forward_p.bind(*arrays, options=options)
     return (c_n, h_n), y
 
 

@@ -22,16 +22,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import ad, mlir
+from jax.interpreters import ad
 
 from flax_lstm import (
+    _native_operands as operands,
     _native_reference as native_reference,
     _persistent_lstm as persistent,
 )
-from flax_lstm._native_reference import GRADIENTS, KEPT, KNOWN, LINEAR, NUM_GATES
+from flax_lstm._fused_lstm import Kept
+from flax_lstm._native_operands import Run, flat
 from flax_lstm._reference_primitive import (
     Reference,
     devices_if_callable,
+    lower_on,
     primitive_with_reference,
     transpose_each_other,
     varying_alike,
@@ -42,9 +45,6 @@ from flax_lstm.native.cores import usable_cores
 # The largest kRows of native/vectors.h, and kRowsAtOnce of native/weight_gradients.h.
 _MAX_TILE_ROWS = 6
 _CHUNK_ROWS = 128
-
-# Which arguments of `backward_p` are the saved gates.
-_KEPT_GATES = range(KNOWN - KEPT, KNOWN - KEPT + NUM_GATES)
 
 
 def lower_to_loop(
@@ -66,12 +66,11 @@ def lower_to_loop(
             needs: its last result. As one of XLA's own buffers, it shares memory with
             whatever is needed at another time.
     """
-    lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
     def lower(context, *arguments, options, **params):
         devices = devices_if_callable(context.module_context)
         if devices is None:
-            return lower_reference(context, *arguments, options=options, **params)
+            return None
         library.CPU.register()
         params |= {
             "reverse": options.reverse,
@@ -90,14 +89,13 @@ def lower_to_loop(
         context = context.replace(avals_out=[*results, *others])
         return call(context, *arguments, **params)[: len(results)]
 
-    mlir.register_lowering(primitive, lower, platform="cpu")
+    lower_on("cpu", primitive, reference, lower)
 
 
 def lower_to_kernel(
     primitive, reference: Reference, lower_call, platform="cuda"
 ) -> None:
     """Has `primitive` call a GPU's kernel where it is asked for and applicable."""
-    lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
     def lower(context, *arguments, options, **params):
         calls = (
@@ -105,10 +103,11 @@ def lower_to_kernel(
             and devices_if_callable(context.module_context) is not None
             and persistent.can_serve(context)
         )
-        chosen = lower_call if calls else lower_reference
-        return chosen(context, *arguments, options=options, **params)
+        if not calls:
+            return None
+        return lower_call(context, *arguments, options=options, **params)
 
-    mlir.register_lowering(primitive, lower, platform=platform)
+    lower_on(platform, primitive, reference, lower)
 
 
 def _scratch_size(x: Any, kernel: Any, *_: Any) -> int:
@@ -134,7 +133,7 @@ lower_to_loop(
     backward_p,
     native_reference.backward,
     "flax_lstm_backward",
-    overwritten=_KEPT_GATES,
+    overwritten=operands.GATES_OF_RUN,
     scratch_size=_scratch_size,
 )
 
@@ -157,15 +156,15 @@ lower_to_kernel(
 
 def derivative_of_forward(primals, tangents, *, options):
     y, h_n, c_n, *kept = forward_keeping_p.bind(*primals, options=options)
-    x, *others = primals
-    kernels, h_0 = others[: 2 * NUM_GATES], others[3 * NUM_GATES]
-    valid = primals[1 + LINEAR :]
+    layer, valid = operands.of_forward(primals)
+    kernels = layer.weights._replace(b=None)
+    run = Run(layer.x, kernels, layer.h_0, y, Kept(*kept, m=None))
     needs_x = not isinstance(tangents[0], ad.Zero)
-    linear = tangents[not needs_x : 1 + LINEAR]
-    linear = [ad.instantiate_zeros(tangent) for tangent in linear]
-    operands = (x, *kernels, h_0, y, *kept, *linear, *valid)
+    of_layer = tangents[: operands.num_of_tangents(needs_x=True)]
+    linear = map(ad.instantiate_zeros, of_layer if needs_x else of_layer[1:])
+    arrays = flat(run, *linear, valid)
     d_results = tangents_p.bind(
-        *varying_alike(operands), options=options, needs_x=needs_x
+        *varying_alike(tuple(arrays)), options=options, needs_x=needs_x
     )
     return [y, h_n, c_n], d_results
 
@@ -176,9 +175,9 @@ def transpose_to_each_other(tangents, backward) -> None:
         tangents,
         backward,
         native_reference.backward,
-        known=KNOWN,
-        linear=lambda needs_x, **_: needs_x + LINEAR,
-        gradients=GRADIENTS,
+        known=operands.NUM_OF_RUN,
+        linear=lambda needs_x, **_: operands.num_of_tangents(needs_x),
+        gradients=operands.NUM_OF_GRADIENTS,
     )
 
 

@@ -1,29 +1,14 @@
-"""The native loops' reference implementation, built from parts of the fused one.
-
-Arguments and results are in the order of native/lstm.cc; weights are one array per
-gate, and `valid` comes last and may be missing.
-"""
+"""The native loops' reference implementation, built from parts of the fused one."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from flax_lstm import _fused_lstm as fused
-from flax_lstm._fused_lstm import Kept
-from flax_lstm._lstm_weights import GATES, Weights
+from flax_lstm import _fused_lstm as fused, _native_operands as operands
+from flax_lstm._native_operands import Layer, flat
 from flax_lstm._reference_primitive import Reference
-
-NUM_GATES = len(GATES)
-KEPT = 5
-# Arguments of `tangents` that it is not linear in: x, kernels, h_0, y and what is
-# saved; and those that it is linear in, without x's tangent.
-KNOWN = 1 + 2 * NUM_GATES + 2 + KEPT
-LINEAR = 3 * NUM_GATES + 2
-# Those that `backward` is linear in: the gradients of y, h_n and c_n.
-GRADIENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,71 +39,56 @@ def as_precise(reference: Reference) -> Reference:
 
 
 @as_precise
-def forward(x, *others, options):
-    """y, h_n, c_n of x, kernels, biases, h_0, c_0."""
-    weights, (h_0, c_0, *valid) = _weights(others, biased=True)
+def forward(*arrays, options):
+    """y, h_n, c_n of `operands.of_forward`."""
+    layer, valid = operands.of_forward(arrays)
     (c_n, h_n), y = fused.jitted_lstm_layer(
-        options.reverse, weights, x, _given(valid), (c_0, h_0)
+        options.reverse, layer.weights, layer.x, valid, (layer.c_0, layer.h_0)
     )
     return y, h_n, c_n
 
 
 @as_precise
-def forward_keeping(x, *others, options):
+def forward_keeping(*arrays, options):
     """As `forward`, followed by the five arrays of `Kept` without m."""
-    weights, (h_0, c_0, *valid) = _weights(others, biased=True)
+    layer, valid = operands.of_forward(arrays)
+    carry = layer.c_0, layer.h_0
     (c_n, h_n), y, kept = fused.forward(
-        options.reverse, weights, x, _given(valid), (c_0, h_0), keep=True
+        options.reverse, layer.weights, layer.x, valid, carry, keep=True
     )
-    return y, h_n, c_n, *kept[:-1]
+    return y, h_n, c_n, *flat(kept)
 
 
 @as_precise
-def tangents(x, *others, options, needs_x):
-    """The tangents of `forward`'s results.
-
-    Linear in every argument after the first `KNOWN`, except `valid`.
-    """
-    weights, others = _weights(others, biased=False)
-    h_0, y, *kept = others[: 2 + KEPT]
-    others = others[2 + KEPT :]
-    d_x, others = others[:needs_x], others[needs_x:]
-    d_weights, (d_h_0, d_c_0, *valid) = _weights(others, biased=True)
-    valid = _given(valid)
-    h_before = fused.shifted(options.reverse, valid, h_0, y)
-    d_z = fused.product_over_steps(x, jnp.concatenate(d_weights.x, axis=-1))
-    d_z += fused.product_over_steps(h_before, jnp.concatenate(d_weights.h, axis=-1))
-    d_z += fused.over_steps(jnp.concatenate(d_weights.b), d_z.shape)
+def tangents(*arrays, options, needs_x):
+    """The tangents of `forward`'s results, linear in those of its arguments."""
+    run, d, valid = operands.of_tangents(arrays, needs_x)
+    h_before = fused.shifted(options.reverse, valid, run.h_0, run.y)
+    d_x, d_h, d_b = (jnp.concatenate(d_gates, axis=-1) for d_gates in d.weights[:3])
+    d_z = fused.product_over_steps(run.x, d_x)
+    d_z += fused.product_over_steps(h_before, d_h)
+    d_z += fused.over_steps(d_b, d_z.shape)
     if needs_x:
-        d_z += d_x[0] @ jnp.concatenate(weights.x, axis=-1)
-    d_carry, d_y = fused.linear_scan(
-        options.reverse, weights, valid, Kept(*kept, m=None), d_z, None, (d_c_0, d_h_0)
+        d_z += d.x @ jnp.concatenate(run.kernels.x, axis=-1)
+    (d_c_n, d_h_n), d_y = fused.linear_scan(
+        options.reverse, run.kernels, valid, run.kept, d_z, None, (d.c_0, d.h_0)
     )
-    d_c_n, d_h_n = d_carry
     return d_y, d_h_n, d_c_n
 
 
 @as_precise
-def backward(*arguments, options, needs_x):
+def backward(*arrays, options, needs_x):
     """The transpose of `tangents`."""
-    known, (d_y, d_h_n, d_c_n, *valid) = arguments[:KNOWN], arguments[KNOWN:]
-    x, *others = known
-    weights, (h_0, *_) = _weights(others, biased=False)
+    run, gradients, valid = operands.of_backward(arrays)
 
-    def linear_tangents(*linear):
-        return tangents(*known, *linear, *valid, options=options, needs_x=needs_x)
+    def linear_tangents(d):
+        return tangents(*flat(run, d, valid), options=options, needs_x=needs_x)
 
-    of_bias = [kernel[0] for kernel in weights.h]
-    of = (*[x][:needs_x], *weights.x, *weights.h, *of_bias, h_0, d_c_n)
-    return jax.linear_transpose(linear_tangents, *of)((d_y, d_h_n, d_c_n))
-
-
-def _weights(arrays, biased: bool) -> tuple[Weights, Any]:
-    """The weights that `arrays` begins with, and the rest."""
-    x, h, b = (tuple(arrays[n * NUM_GATES : (n + 1) * NUM_GATES]) for n in range(3))
-    weights = Weights(x, h, b if biased else None, projection=None)
-    return weights, arrays[(2 + biased) * NUM_GATES :]
-
-
-def _given(valid):
-    return valid[0] if valid else None
+    biases = tuple(kernel[0] for kernel in run.kernels.h)
+    of = Layer(
+        x=run.x if needs_x else None,
+        weights=run.kernels._replace(b=biases),
+        h_0=run.h_0,
+        c_0=gradients.c_n,
+    )
+    return flat(jax.linear_transpose(linear_tangents, of)(tuple(gradients)))

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import mlir
 
-from flax_lstm import _fused_lstm as fused
-from flax_lstm._native_reference import KEPT, NUM_GATES, as_precise
+from flax_lstm import _fused_lstm as fused, _native_operands as operands
+from flax_lstm._native_operands import NUM_GATES, flat
+from flax_lstm._native_reference import as_precise
 from flax_lstm.native.library import GPU
 
 # As in native/persistent_calls.h. The weights of more units than the first number need
@@ -58,18 +59,18 @@ def forward_lowering(target: str) -> Lowering:
     call = jax.ffi.ffi_lowering(target)
 
     def lower(context, *arguments, options):
-        avals = context.avals_in
-        x_and_w_x = slice(0, 1 + NUM_GATES)
-        # W_h, b, h_0, c_0, and `valid`, if there is one.
-        others = slice(1 + NUM_GATES, None)
-        (z,), (z_aval,) = _lower_part(
-            context,
-            functools.partial(_inputs_product, options=options),
-            arguments[x_and_w_x],
-            avals[x_and_w_x],
-        )
-        context = context.replace(avals_in=[z_aval, *avals[others]])
-        return call(context, z, *arguments[others], reverse=options.reverse)
+        def parts(layer, valid):
+            """Arguments of the inputs' product, and others of the kernel."""
+            _, w_h, b, _ = layer.weights
+            inputs = flat(layer.x, layer.weights.x)
+            return inputs, flat(w_h, b, layer.h_0, layer.c_0, valid)
+
+        inputs, others = parts(*operands.of_forward(arguments))
+        input_avals, other_avals = parts(*operands.of_forward(context.avals_in))
+        product = functools.partial(_inputs_product, options=options)
+        (z,), (z_aval,) = _lower_part(context, product, inputs, input_avals)
+        context = context.replace(avals_in=[z_aval, *other_avals])
+        return call(context, z, *others, reverse=options.reverse)
 
     return lower
 
@@ -79,28 +80,22 @@ def backward_lowering(target: str) -> Lowering:
     call = jax.ffi.ffi_lowering(target)
 
     def lower(context, *arguments, options, needs_x):
-        avals = context.avals_in
-        x_and_w_x = slice(0, 1 + NUM_GATES)
-        w_h = slice(1 + NUM_GATES, 1 + 2 * NUM_GATES)
-        h_0_and_y = slice(1 + 2 * NUM_GATES, 3 + 2 * NUM_GATES)
-        # What is kept, the gradients of y, h_n and c_n, and `valid`, if there is one.
-        others = slice(3 + 2 * NUM_GATES, None)
-        valid = slice(3 + 2 * NUM_GATES + KEPT + 3, None)
+        def parts(run, gradients, valid):
+            """Arguments of the kernel, and of the products after it."""
+            after = flat(run.x, run.kernels.x, run.h_0, run.y, valid)
+            return flat(run.kernels.h, run.kept, gradients, valid), after
 
-        kept = avals[others.start]
-        (d_z_aval,) = jax.make_jaxpr(_gradients_like)(kept).out_avals
+        of_kernel, after = parts(*operands.of_backward(arguments))
+        kernel_avals, after_avals = parts(*operands.of_backward(context.avals_in))
+        gate = kernel_avals[NUM_GATES]
+        (d_z_aval,) = jax.make_jaxpr(_gradients_like)(gate).out_avals
         recurrent = context.replace(
-            avals_in=[*avals[w_h], *avals[others]],
-            avals_out=[d_z_aval, *context.avals_out[-2:]],
+            avals_in=kernel_avals, avals_out=[d_z_aval, *context.avals_out[-2:]]
         )
-        d_z, d_h_0, d_c_0 = call(
-            recurrent, *arguments[w_h], *arguments[others], reverse=options.reverse
-        )
+        d_z, d_h_0, d_c_0 = call(recurrent, *of_kernel, reverse=options.reverse)
+        products = functools.partial(_gradients_after, options=options, needs_x=needs_x)
         gradients, _ = _lower_part(
-            context,
-            functools.partial(_gradients_after, options=options, needs_x=needs_x),
-            [d_z, *arguments[x_and_w_x], *arguments[h_0_and_y], *arguments[valid]],
-            [d_z_aval, *avals[x_and_w_x], *avals[h_0_and_y], *avals[valid]],
+            context, products, [d_z, *after], [d_z_aval, *after_avals]
         )
         return [*gradients, d_h_0, d_c_0]
 
@@ -113,9 +108,9 @@ def _inputs_product(x, *w_x, options):
     return (fused.product_over_steps(x, jnp.concatenate(w_x, axis=-1)),)
 
 
-def _gradients_like(kept):
+def _gradients_like(gate):
     """An array of the shape of all gates' gradients, (T, B, 4·H)."""
-    return jnp.concatenate([kept] * NUM_GATES, axis=-1)
+    return jnp.concatenate([gate] * NUM_GATES, axis=-1)
 
 
 @as_precise

@@ -6,7 +6,7 @@ compiled where the call can't be made.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,27 @@ def primitive_with_reference(
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     return primitive
+
+
+def lower_on(
+    platform: str,
+    primitive: jax.extend.core.Primitive,
+    reference: Reference,
+    lower_call: Callable[..., Sequence[Any] | None],
+) -> None:
+    """Lowers `primitive` on `platform` by `lower_call`, a lowering rule.
+
+    Where that returns None, `reference` is compiled.
+    """
+    lower_reference = mlir.lower_fun(reference, multiple_results=True)
+
+    def lower(context, *arguments, **params):
+        values = lower_call(context, *arguments, **params)
+        if values is None:
+            return lower_reference(context, *arguments, **params)
+        return values
+
+    mlir.register_lowering(primitive, lower, platform=platform)
 
 
 def transpose_each_other(

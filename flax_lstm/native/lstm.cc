@@ -1,5 +1,5 @@
 // The loops of `implementation='native'` as XLA calls them; arguments and results are in
-// the order of `_native_reference.py`.
+// the order of `_native_operands.py`.
 
 #include <algorithm>
 #include <cstdint>
