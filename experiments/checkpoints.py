@@ -34,6 +34,7 @@ from flax_lstm.checkpoint import (
 
 _KEPT = 3
 _ASIDE = "damaged-"
+_KEYS = ("shuffle_key", "dropout_key", "warp_key")
 # What a folder that Orbax finished has; one is enough, where others were damaged.
 _PARTS = ("_CHECKPOINT_METADATA", CONFIG, PARAMS, TRAINING)
 
@@ -263,9 +264,7 @@ class Checkpoints:
             mean_params=restored[PARAMS] if averaged else None,
             opt_state=training["opt_state"],
             step=training["step"],
-            shuffle_key=jax.random.wrap_key_data(training["shuffle_key"]),
-            dropout_key=jax.random.wrap_key_data(training["dropout_key"]),
-            warp_key=jax.random.wrap_key_data(training["warp_key"]),
+            **{key: jax.random.wrap_key_data(training[key]) for key in _KEYS},
         )
 
     def _require_same_folder(self) -> None:
@@ -287,7 +286,5 @@ def _training_part(state: TrainState) -> dict[str, Any]:
         **({"params": state.params} if averaged else {}),
         "opt_state": state.opt_state,
         "step": jax.numpy.asarray(state.step),
-        "shuffle_key": jax.random.key_data(state.shuffle_key),
-        "dropout_key": jax.random.key_data(state.dropout_key),
-        "warp_key": jax.random.key_data(state.warp_key),
+        **{key: jax.random.key_data(getattr(state, key)) for key in _KEYS},
     }

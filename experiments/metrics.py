@@ -55,7 +55,7 @@ class MetricsFile:
     between has a row too many, and never one too few.
 
     Attributes:
-        missing: restored epochs that have no row, as somebody has removed it.
+        missing: restored epochs that have no row (somebody removed it).
     """
 
     def __init__(self, workdir: str, restored_epoch: int):

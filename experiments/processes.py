@@ -187,6 +187,11 @@ def agree(steps: int, signal_number: int) -> tuple[int, int]:
     return int(told[0, 0]), int(told[:, 1].max())
 
 
+def any_signal(own: int) -> int:
+    """The number of a signal that any process was sent, or 0."""
+    return agree(0, own)[1]
+
+
 def fetch(array: jax.Array) -> np.ndarray:
     """All of an array, wherever its parts are."""
     if array.is_fully_addressable or array.is_fully_replicated:

@@ -6,10 +6,12 @@ import os
 import time
 from typing import Any
 
+import numpy as np
+
 from experiments import answers, lock, prediction
 from experiments.answers import Answers
 from experiments.data import choose
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, Split
 from experiments.devices import require_device
 from experiments.errors import RunError
 from experiments.images import FORMS, Form, read_digit
@@ -62,16 +64,21 @@ class RestoredClassifier:
             )
         return FORMS[self.dataset]
 
+    @property
+    def model_input(self) -> ModelInput:
+        """How images of its dataset become what the model reads."""
+        _, white = choose.side_and_white(self.dataset)
+        return ModelInput(white, self.sequence)
+
     def answer_all(self, data: Dataset) -> Answers:
         """The answers to all test examples of its dataset."""
-        model_input = ModelInput(data.white, self.sequence)
-        return answers.answer_all(self.model, self.variables, data.test, model_input)
+        return answers.answer_all(
+            self.model, self.variables, data.test, self.model_input
+        )
 
     def predict_image(self, path: str) -> Prediction:
         """The prediction for a PNG or JPEG of one digit."""
-        image = read_digit(path, self.form)
-        model_input = ModelInput(self.form.white, self.sequence)
-        return prediction.predict(self.model, self.variables, image, model_input)
+        return self._predict(read_digit(path, self.form))
 
     def predict_example(
         self, split_name: str, index: int, data_dir: str | None, manual_dir: str | None
@@ -84,12 +91,15 @@ class RestoredClassifier:
                 f"--index: expected 0 to {len(split) - 1} in the {split_name} split of "
                 f"{self.dataset}, got {index}"
             )
+        return self.predict_one(split, index)
+
+    def predict_one(self, split: Split, index: int) -> Prediction:
+        """The prediction for an example of a split of its dataset."""
+        return self._predict(split.images[index], int(split.labels[index]))
+
+    def _predict(self, image: np.ndarray, label: int | None = None) -> Prediction:
         return prediction.predict(
-            self.model,
-            self.variables,
-            split.images[index],
-            ModelInput(data.white, self.sequence),
-            int(split.labels[index]),
+            self.model, self.variables, image, self.model_input, label
         )
 
 

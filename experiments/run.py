@@ -10,10 +10,10 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments import checkpoints, metrics, prediction, processes
+from experiments import checkpoints, metrics, processes
 from experiments.allocator import keep_if_large
 from experiments.batches import DeviceSplit, num_batches
-from experiments.data import choose
+from experiments.data import choose, mnist
 from experiments.data.dataset import Dataset, Share
 from experiments.devices import (
     claim_cores,
@@ -26,7 +26,6 @@ from experiments.errors import RunError, naming, within_memory
 from experiments.evaluation import evaluate
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
-from experiments.model_input import ModelInput
 from experiments.pictures.of_run import draw_run
 from experiments.pictures.prediction import save_prediction
 from experiments.processes import say
@@ -68,16 +67,21 @@ def train_and_test(
     claim_cores(num_devices, parameters.cell)
     require_device()
     mesh = row_mesh(parameters.batch_size, num_devices)
-    recorded = checkpoints.find(workdir).recorded if workdir is not None else None
-    known = recorded.dataset if recorded else None
-    choice = choose.choose(dataset, known, data_dir, manual_dir)
+    mnist.require_manual_dir(manual_dir)
+    choice = None
     if workdir is None:
+        choice = choose.choose(dataset, None, data_dir, manual_dir)
         workdir = os.path.join(_RUNS, parameters.workdir_name(choice.name))
-    processes.require_same("flags", (parameters, num_epochs, choice.name, mesh.size))
+    flags = parameters, num_epochs, dataset, choice and choice.name, mesh.size
+    processes.require_same("flags", flags)
     with processes.noticing_loss(), sole_use(workdir, processes.is_first()):
         processes.require_shared(workdir)
         with processes.first_goes_ahead("workdir"):
             recorded = _recorded_run(parameters, workdir)
+        if recorded or choice is None:
+            known = recorded.dataset if recorded else None
+            choice = choose.choose(dataset, known, data_dir, manual_dir)
+        processes.require_same("dataset", choice.name)
         say(f"Workdir: {workdir}")
         if announcement := choose.announcement(choice):
             say(announcement)
@@ -93,13 +97,13 @@ def train_and_test(
         smaller = "a smaller --batch_size or --hidden_size may help"
         with StopRequest() as stop, within_memory(smaller):
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
-            if processes.agree(0, stop.number)[1]:
+            if processes.any_signal(stop.number):
                 raise Stopped("training is done; the same command tests it", stop.by)
         if processes.is_first():
             whole = choose.load(
                 choice.name, data_dir, manual_dir, validate=parameters.validate
             )
-            _final_test(workdir, whole, parameters.model_input(whole))
+            _final_test(workdir, whole)
         processes.wait_for_all("end")
 
 
@@ -175,7 +179,7 @@ def _train(
                 of_run = {"dataset": data.name, "validate": parameters.validate}
                 rows.append(of_run | row)
             saved.save(state, model, epoch)
-            if processes.agree(0, stop.number)[1]:
+            if processes.any_signal(stop.number):
                 # Ctrl-C also ends the `tee` that may have read this.
                 with contextlib.suppress(OSError):
                     say(_epoch_line(row, num_epochs))
@@ -290,7 +294,7 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
 
 
-def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
+def _final_test(workdir: str, data: Dataset) -> None:
     """As a user would: from the workdir alone, which says what model it holds."""
     classifier = restore(workdir)
     answers = classifier.answer_all(data)
@@ -299,13 +303,7 @@ def _final_test(workdir: str, data: Dataset, model_input: ModelInput) -> None:
         f"Final test: loss {answers.losses.mean():.4f}, "
         f"accuracy {correct / examples:.2%} ({correct} of {examples})"
     )
-    shown = prediction.predict(
-        classifier.model,
-        classifier.variables,
-        data.test.images[_SHOWN_TEST_INDEX],
-        model_input,
-        int(data.test.labels[_SHOWN_TEST_INDEX]),
-    )
+    shown = classifier.predict_one(data.test, _SHOWN_TEST_INDEX)
     print(f"Test example {_SHOWN_TEST_INDEX}:\n{shown.text()}")
     path = classifier.picture_path(f"test-{_SHOWN_TEST_INDEX}")
     with naming("--workdir"):

@@ -293,6 +293,9 @@ def test_sigkill_anywhere_loses_nothing(trained, tmp_path, kills):
 
 
 def test_a_second_run_on_one_workdir_is_refused(tmp_path):
+    """Before it looks at what the first may just be writing, or removing."""
+    half_written = tmp_path / "7"
+    half_written.mkdir()
     with sole_use(str(tmp_path)):
         done = command(*training(tmp_path))
         assert_one_line_error(done, f"--workdir: {tmp_path} is in use by another run")
