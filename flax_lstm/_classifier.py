@@ -1,6 +1,6 @@
 """Classifiers: a stack, its outputs pooled into one vector, and a dense head."""
 
-import abc
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,10 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._compiled_once import cacheable, compiled_once, is_cacheable
+from flax_lstm._foreign_weights import refuse_foreign_parts, require_params
 from flax_lstm._gru import StackedGRU
 from flax_lstm._initializers import torch_uniform
 from flax_lstm._lstm import StackedLSTM
-from flax_lstm._own_weights import require_own_parts, require_params
 from flax_lstm._pooling import AttentionPooling, last_step, mean_over_steps
 from flax_lstm._rnn import StackedRNN
 from flax_lstm._stack import SIZES, RecurrentStack, warn_of_idle_dropout
@@ -59,10 +59,13 @@ class SequenceClassifier(nn.Module, kw_only=True):
         dropout: float
         bidirectional: bool
 
+    stack_class: ClassVar[type[RecurrentStack]]
+    """The stack's class; this module's fields of the same names are its options."""
+
     @nn.nowrap  # As in `RecurrentStack`.
-    @abc.abstractmethod
     def make_stack(self, **options: Any) -> RecurrentStack:
-        """Builds the stack from the common `options` and those of this class alone."""
+        """The stack with these `options`: the fields that it and this module share."""
+        return self.stack_class(**options)
 
     def __post_init__(self) -> None:
         if not hasattr(self, "cell"):
@@ -108,7 +111,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
         stack = self._stack(name=self.cell)
         attention = None
         params = self.variables.get("params", {})
-        require_own_parts(params, self.cell, self.pooling)
+        refuse_foreign_parts(params, self.cell, self.pooling)
         if self.pooling == "attention":
             attention = AttentionPooling(param_dtype=self.param_dtype, name="attention")
         options = {"pooling": self.pooling, "deterministic": deterministic}
@@ -136,29 +139,22 @@ class SequenceClassifier(nn.Module, kw_only=True):
 
     @nn.nowrap
     def _stack(self, **linen: Any) -> RecurrentStack:
-        return self.make_stack(
-            input_size=self.input_size,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            batch_first=self.batch_first,
-            # With one layer it does nothing, and this class has already warned of that.
-            dropout=self.dropout if self.num_layers != 1 else 0.0,
-            bidirectional=self.bidirectional,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            implementation=self.implementation,
-            remat=self.remat,
-            **linen,
-        )
+        known = {field.name for field in dataclasses.fields(self.stack_class)}
+        known -= {"parent", "name"}
+        names = [f.name for f in dataclasses.fields(self) if f.name in known]
+        options = {name: getattr(self, name) for name in names}
+        if self.num_layers == 1:
+            # It does nothing then, and this class has already warned of that.
+            options["dropout"] = 0.0
+        return self.make_stack(**options, **linen)
 
 
-# Stacks whose calls depend on nothing beyond what `RecurrentStack.reads` reports; a
-# user's own stack may depend on anything.
+# Stacks whose calls depend on nothing beyond what `RecurrentStack.depends_on` returns;
+# a user's own stack may depend on anything.
 _STACKS = (StackedLSTM, StackedGRU, StackedRNN)
 
 
-@cacheable(reads=lambda parts: parts[0].reads())
+@cacheable(depends_on=lambda parts: parts[0].depends_on())
 def _logits(parts, x, lengths, **options):
     """The logits (B, K) of `parts`: stack, `AttentionPooling` or None, dense head."""
     *parts, head = parts
@@ -205,8 +201,8 @@ class LSTMClassifier(SequenceClassifier):
 
     The other options are those of `StackedLSTM`: input_size, hidden_size, num_layers,
     bias, batch_first, dropout, bidirectional, proj_size, dtype, param_dtype,
-    implementation and remat. The initializers and forget_bias are not options here; to
-    set them, override `make_stack` in a subclass.
+    implementation and remat. The initializers and forget_bias are not options here; a
+    subclass that declares a field of such a name passes it on.
 
     Parameters (under `'params'`): `lstm`, the tree of `StackedLSTM`, and
     `head/{kernel,bias}` of shapes (D·P, num_classes) and (num_classes,), initialised
@@ -243,10 +239,7 @@ class LSTMClassifier(SequenceClassifier):
     proj_size: int = 0
 
     cell: ClassVar[str] = "lstm"
-
-    @nn.nowrap
-    def make_stack(self, **options: Any) -> StackedLSTM:
-        return StackedLSTM(proj_size=self.proj_size, **options)
+    stack_class: ClassVar[type[RecurrentStack]] = StackedLSTM
 
 
 class GRUClassifier(SequenceClassifier):
@@ -290,10 +283,7 @@ class GRUClassifier(SequenceClassifier):
     bidirectional: bool = False
 
     cell: ClassVar[str] = "gru"
-
-    @nn.nowrap
-    def make_stack(self, **options: Any) -> StackedGRU:
-        return StackedGRU(**options)
+    stack_class: ClassVar[type[RecurrentStack]] = StackedGRU
 
 
 class RNNClassifier(SequenceClassifier):
@@ -337,10 +327,7 @@ class RNNClassifier(SequenceClassifier):
     bidirectional: bool = False
 
     cell: ClassVar[str] = "rnn"
-
-    @nn.nowrap
-    def make_stack(self, **options: Any) -> StackedRNN:
-        return StackedRNN(nonlinearity=self.nonlinearity, **options)
+    stack_class: ClassVar[type[RecurrentStack]] = StackedRNN
 
 
 CLASSIFIERS: Mapping[str, Callable[..., SequenceClassifier]] = {

@@ -17,7 +17,7 @@ Source: https://docs.jax.dev/en/latest/jit-compilation.html#jit-and-caching
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.errors
 import flax.linen as nn
@@ -26,46 +26,47 @@ import numpy as np
 from flax.core.meta import unbox
 
 Function = Callable[..., Any]
+Marked = TypeVar("Marked", bound=Function)
 
 # Suffixes of the fields that are read only where parameters are created.
 _INITIALIZER_SUFFIXES = ("kernel_init", "bias_init", "carry_init")
-_READS = "_flax_lstm_reads"
+_DEPENDS_ON = "_flax_lstm_depends_on"
 
 
 def cacheable(
-    reads: Callable[[Any], Hashable] = lambda modules: None,
-) -> Callable[[Function], Function]:
+    depends_on: Callable[[Any], Hashable] = lambda modules: None,
+) -> Callable[[Marked], Marked]:
     """Marks a function of bound modules and arrays whose compiled form may be cached.
 
     It must draw no random numbers and write no variables, and its results must depend
     only on its arguments, the modules' options and `"params"`, JAX's configuration, and
-    what `reads` returns for the modules.
+    what `depends_on` returns for the modules.
     """
 
     def mark(run):
-        setattr(run, _READS, reads)
+        setattr(run, _DEPENDS_ON, depends_on)
         return run
 
     return mark
 
 
-def cacheable_like(other: Function) -> Callable[[Function], Function]:
-    """Marks a function that runs `other` if `other` is, and gives it the same name."""
+def cacheable_like(other: Function) -> Callable[[Marked], Marked]:
+    """Marks a function as cacheable if `other`, which it calls, is; and names it so."""
 
     def mark(run):
         run.__name__ = run.__qualname__ = getattr(other, "__name__", "run")
-        return cacheable(reads_of(other))(run) if is_cacheable(other) else run
+        return cacheable(dependencies_of(other))(run) if is_cacheable(other) else run
 
     return mark
 
 
 def is_cacheable(run: Function) -> bool:
-    return hasattr(run, _READS)
+    return hasattr(run, _DEPENDS_ON)
 
 
-def reads_of(run: Function) -> Callable[[Any], Hashable]:
+def dependencies_of(run: Function) -> Callable[[Any], Hashable]:
     """What `run` was marked with."""
-    return getattr(run, _READS)
+    return getattr(run, _DEPENDS_ON)
 
 
 @functools.cache
@@ -84,15 +85,15 @@ def compiled_once(
         named: False to share one compiled function among modules of any name; inside
             of it they have none.
     """
-    reads = reads_of(run)
+    depends_on = dependencies_of(run)
 
-    def program(modules, around, variables, *arrays, **others):
-        del around
+    def program(modules, ambient, variables, *arrays, **others):
+        del ambient  # Only part of the key of JAX's cache.
         bound = jax.tree.map(lambda module, own: module.bind(own), modules, variables)
         return run(bound, *arrays, **others)
 
     program.__name__ = program.__qualname__ = run.__name__
-    program = jax.jit(program, static_argnames=("modules", "around", *static))
+    program = jax.jit(program, static_argnames=("modules", "ambient", *static))
 
     @functools.wraps(run)  # Copies the mark of `cacheable`, too.
     def run_cached(modules, *arrays, **others):
@@ -100,9 +101,9 @@ def compiled_once(
         variables = jax.tree.map(_parameters, modules)
         if key is None or not all(map(_is_array, jax.tree.leaves(variables))):
             return run(modules, *arrays, **others)
-        around = (reads(modules), str(nn.get_logical_axis_rules()))
+        ambient = (depends_on(modules), str(nn.get_logical_axis_rules()))
         try:
-            return program(key, around, variables, *arrays, **others)
+            return program(key, ambient, variables, *arrays, **others)
         except flax.errors.FlaxError:
             pass
         # Parameters are missing or have the wrong shape: `run` creates them if Flax is

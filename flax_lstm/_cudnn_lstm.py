@@ -32,9 +32,9 @@ from flax_lstm._cell import State
 from flax_lstm._compiled_once import cacheable
 from flax_lstm._cudnn_primitives import forward_p
 from flax_lstm._cudnn_weights import CudnnOptions, join
-from flax_lstm._fused_lstm import fuse_over_time
+from flax_lstm._fused_lstm import run_fused_over_time
 from flax_lstm._layers import layer_by_layer
-from flax_lstm._lstm_weights import makes_weights, require_known_step, weights_of
+from flax_lstm._lstm_weights import creates_params, require_known_step, weights_of
 from flax_lstm._reference_primitive import varying_alike
 
 # Values of `jax_default_matmul_precision`. If it is unset, XLA's own float32 products
@@ -55,14 +55,14 @@ def run_layers_by_cudnn(
     for cells in layers:
         for cell in cells:
             require_known_step(cell, "cudnn")
-    if any(makes_weights(cell) for cells in layers for cell in cells):
-        return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
+    if any(creates_params(cell) for cells in layers for cell in cells):
+        return layer_by_layer(run_fused_over_time)(layers, state, inputs, valid=valid)
     first = layers[0][0]
     steps, batch, features = _known_shape(inputs)
     check.require_float32(inputs.dtype, "cudnn")
     _require_gpu()
     if batch == 0:  # cuDNN can't describe an empty batch.
-        return layer_by_layer(fuse_over_time)(layers, state, inputs, valid=valid)
+        return layer_by_layer(run_fused_over_time)(layers, state, inputs, valid=valid)
     options = CudnnOptions(
         input_size=features,
         hidden_size=first.features,

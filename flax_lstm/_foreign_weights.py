@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax_lstm._torch_layout import LAYOUTS, CellLayout
+from flax_lstm._validation import shown
 
 _LAYER = re.compile(r"layer_\d+(_reverse)?")
 
 
-def require_own_weights(
+def refuse_foreign_weights(
     params: Mapping[str, Any],
     layers: Collection[str],
     options: Mapping[str, Any],
@@ -31,6 +32,7 @@ def require_own_weights(
     Raises:
         ValueError: layers, directions, biases or projections that this stack does not
             have, or torch's names.
+        TypeError: a layer that is not a tree.
     """
     if "weight_ih_l0" in params:
         raise ValueError(
@@ -43,7 +45,12 @@ def require_own_weights(
         bias, projection = options["bias"], bool(options.get("proj_size"))
         own, others = _names(layout, bias, projection)
         for layer in layers:
-            tree = params.get(layer)
+            tree = params.get(layer, {})
+            if not isinstance(tree, Mapping):
+                raise TypeError(
+                    f"params: expected a mapping of names under {layer}, got "
+                    f"{shown(tree)}"
+                )
             # Where some of its own are missing, Flax says which.
             if all(_is_in(tree, *name) for name in own):
                 found = [name for name in others if _is_in(tree, *name)]
@@ -65,7 +72,7 @@ def require_params(variables: Mapping[str, Any], entries: Collection[str]) -> No
         )
 
 
-def require_own_parts(params: Mapping[str, Any], cell: str, pooling: str) -> None:
+def refuse_foreign_parts(params: Mapping[str, Any], cell: str, pooling: str) -> None:
     """Checks that `params` have no part of a different classifier.
 
     Raises:
@@ -92,6 +99,5 @@ def _names(layout, bias, projection):
 
 
 def _is_in(tree, module, name):
-    modules = tree if isinstance(tree, Mapping) else {}
-    entries = modules.get(module)
+    entries = tree.get(module)
     return isinstance(entries, Mapping) and name in entries

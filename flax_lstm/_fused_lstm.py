@@ -40,7 +40,7 @@ from flax_lstm._fused_products import gate_products, plan_elsewhere, plan_for_cp
 from flax_lstm._lstm_weights import (
     GATES,
     Weights,
-    makes_weights,
+    creates_params,
     require_known_step,
     weights_of,
 )
@@ -72,7 +72,7 @@ class Slopes(NamedTuple):
 
 
 @cacheable()
-def fuse_over_time(
+def run_fused_over_time(
     cell: Any,
     carry: Carry,
     inputs: jax.Array,
@@ -82,7 +82,7 @@ def fuse_over_time(
 ) -> tuple[Carry, jax.Array]:
     """A `Recurrence` for an `LSTMCell`."""
     require_known_step(cell, "fused")
-    if makes_weights(cell):
+    if creates_params(cell):
         return scan_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
     weights = weights_of(cell, inputs.shape[-1])
     carry = with_varying_axes_of(carry, (inputs, valid, weights))

@@ -35,10 +35,11 @@ def plan_for_cpu(weights: Weights, x: jax.Array) -> ProductPlan:
 
     - While everything is small, the fixed cost of a product dominates: one product for
       all gates, and the input product before the loop, whose result stays in the cache.
-    - Otherwise a product per gate: from one for all gates XLA:CPU computes the gates in
-      more and slower passes. Inside the loop, the input product reads the input
-      weights, I elements per unit, at every step; before the loop, it writes and reads
-      its own result, 2·B elements per unit and step. Reading cached weights is free.
+    - Otherwise a product per gate: after one for all gates XLA:CPU takes more, and
+      slower, passes to compute the gates. Inside the loop, the input product reads the
+      input weights, I elements per unit, at every step; before the loop, it writes and
+      reads its own result, 2·B elements per unit and step. Reading cached weights is
+      free.
 
     A symbolic size (jax.export) counts as a large one.
     """

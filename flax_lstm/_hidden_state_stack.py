@@ -47,8 +47,8 @@ class HiddenStateStack(RecurrentStack, kw_only=True):
             TypeError: a non-floating input or state, non-integer lengths, a state
                 that is not an array, a `deterministic` that is not a bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key, parameters that
-                this stack has no use for.
+                lengths with unbatched input, a missing dropout key, parameters of
+                another stack.
             flax.errors.FlaxError: parameters that are missing or of another shape.
         """
         return self.run(input, hx, seq_lengths, deterministic)

@@ -1,12 +1,11 @@
 """Several layers one after another, each in its directions.
 
-Functions that run layers have the signature of those that `layer_by_layer` returns. A
-stack lists those that run several layers in one library call in
+A stack lists those functions that run several layers in one library call in
 `RecurrentStack.stack_implementations`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,18 @@ from flax_lstm._cell import State
 from flax_lstm._compiled_once import cacheable_like
 from flax_lstm._recurrence import Recurrence
 
-StackRecurrence = Callable[..., tuple[jax.Array, State]]
+
+class StackRecurrence(Protocol):
+    """Runs layers one after another; see `layer_by_layer`, which returns one."""
+
+    def __call__(
+        self,
+        layers: Sequence[Sequence[Any]],
+        state: State,
+        inputs: jax.Array,
+        *,
+        valid: jax.Array | None,
+    ) -> tuple[jax.Array, State]: ...
 
 
 def layer_by_layer(recur: Recurrence) -> StackRecurrence:

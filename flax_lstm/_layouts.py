@@ -55,7 +55,7 @@ def time_major(
     if state is None:
         # Sharded as the rows of `x` are: plain `jnp.zeros` would be replicated, which
         # a scan over a batch with an explicit sharding refuses as its carry.
-        column = jnp.zeros_like(x[0, :, :1])
+        column = jnp.zeros_like(x[0]).sum(axis=-1, keepdims=True)
         state = tuple(
             jnp.broadcast_to(column.astype(dtype), (num_cells, column.shape[0], size))
             for size, dtype in zip(sizes, dtypes, strict=True)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cudnn_lstm import run_layers_by_cudnn
-from flax_lstm._fused_lstm import fuse_over_time
+from flax_lstm._fused_lstm import run_fused_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
 from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
@@ -74,7 +74,9 @@ class StackedLSTM(RecurrentStack):
             back to `'fused'`, see `flax_lstm/_cudnn_lstm.py`. `'native'`: C++ loops on
             a CPU (or, with `--gpu`, kernels on an NVIDIA GPU), once
             `python -m flax_lstm.native` has compiled them, for float32 without
-            projection, see `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU `'native'`
+            projection; under vmap, in exported functions and where XLA itself divides
+            a computation among devices, `'fused'` runs instead, see
+            `flax_lstm/_native_lstm.py`. `'auto'`: on a CPU `'native'`
             where it is compiled, applicable and faster, else `'fused'`.
             `experiments/BENCHMARK.md` has the measurements.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
@@ -135,7 +137,7 @@ class StackedLSTM(RecurrentStack):
     implementations: ClassVar[Mapping[str, Recurrence]] = {
         "auto": run_native_or_fused_over_time,
         "scan": scan_compiled_once,
-        "fused": fuse_over_time,
+        "fused": run_fused_over_time,
         "native": run_native_over_time,
     }
     stack_implementations: ClassVar[Mapping[str, StackRecurrence]] = {
@@ -178,10 +180,10 @@ class StackedLSTM(RecurrentStack):
 
         Raises:
             TypeError: a non-floating input or state, non-integer lengths, a state
-                that is not a tuple, a `deterministic` that is not a bool.
+                that is not a tuple or list, a `deterministic` that is not a bool.
             ValueError: a wrong rank, size, shape or length, an empty sequence,
-                lengths with unbatched input, a missing dropout key, parameters that
-                this stack has no use for, an `implementation` that can't be used here.
+                lengths with unbatched input, a missing dropout key, parameters of
+                another stack, an `implementation` that can't be used here.
             flax.errors.FlaxError: parameters that are missing or of another shape.
         """
         return self.run(input, hx, seq_lengths, deterministic)
@@ -225,7 +227,7 @@ class StackedLSTM(RecurrentStack):
             projection_kernel_init=self.initializer_of(
                 "projection_kernel_init", initializers["recurrent_kernel_init"]
             ),
-            forget_bias=self.forget_bias,
+            forget_bias=float(self.forget_bias),
             dtype=dtype,
             param_dtype=self.param_dtype,
             name=name,

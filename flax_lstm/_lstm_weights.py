@@ -43,7 +43,7 @@ def require_known_step(cell: Any, implementation: str) -> None:
         )
 
 
-def makes_weights(cell: Any) -> bool:
+def creates_params(cell: Any) -> bool:
     """Whether calling the cell creates its parameters, which nothing else can do."""
     if not cell.is_mutable_collection("params"):
         return False

@@ -5,8 +5,8 @@ product, and writes gates and states to memory in between. Here a whole layer is
 call (`flax_lstm/native`). On a CPU, weights are packed once, gates are computed from
 the product's sums before those leave the registers, and the rows of a batch (or, if
 there are few rows, the units) are spread over all cores. On an NVIDIA GPU, once its
-kernels are compiled and for up to 128 units (64 before the H100), the recurrent weights
-stay on the chip (`_persistent_lstm`).
+kernels are compiled and for up to 128 units (64 on GPUs older than the H100), the
+recurrent weights stay on the chip (`_persistent_lstm`).
 
 Each loop has a reference implementation in JAX operations, taken from the fused one,
 which provides derivatives of every kind, vmap and other platforms
@@ -32,8 +32,8 @@ from flax_lstm import (
 from flax_lstm._compiled_once import cacheable
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import (
+    creates_params,
     has_own_step,
-    makes_weights,
     require_known_step,
     weights_of,
 )
@@ -47,7 +47,7 @@ from flax_lstm.native import library
 _FEW_ROWS = 4
 
 
-@cacheable(reads=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
+@cacheable(depends_on=lambda cells: (library.GPU.is_usable(), library.CPU.is_usable()))
 def run_native_over_time(
     cell: Any,
     carry: Carry,
@@ -59,16 +59,18 @@ def run_native_over_time(
     """A `Recurrence` for an `LSTMCell`."""
     require_known_step(cell, "native")
     check.require_float32(inputs.dtype, "native")
-    creates = cell.is_initializing() or makes_weights(cell)
+    creates = cell.is_initializing() or creates_params(cell)
     # Symbolic sizes are those of an exported function, which can't call the loops.
     if creates or not _has_static_sizes(inputs.shape):
-        return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
+        return fused.run_fused_over_time(
+            cell, carry, inputs, valid=valid, reverse=reverse
+        )
     if not library.GPU.is_usable():
         library.CPU.register()
     return _run(cell, carry, inputs, valid, reverse, on_gpu=True)
 
 
-@cacheable(reads=lambda cells: library.CPU.is_usable())
+@cacheable(depends_on=lambda cells: library.CPU.is_usable())
 def run_native_or_fused_over_time(
     cell: Any,
     carry: Carry,
@@ -86,8 +88,10 @@ def run_native_or_fused_over_time(
         and _has_static_sizes(inputs.shape)
         and not _is_short(inputs.shape)
     )
-    if makes_weights(cell) or not serves or not library.CPU.is_usable():
-        return fused.fuse_over_time(cell, carry, inputs, valid=valid, reverse=reverse)
+    if creates_params(cell) or not serves or not library.CPU.is_usable():
+        return fused.run_fused_over_time(
+            cell, carry, inputs, valid=valid, reverse=reverse
+        )
     return _run(cell, carry, inputs, valid, reverse, on_gpu=False)
 
 

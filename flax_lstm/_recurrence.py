@@ -1,12 +1,10 @@
 """Running one cell over time: the replaceable part of a stack.
 
-Every implementation has the signature of `scan_over_time`, reads the same
-parameters and gives the same results. A stack lists those that fit its cell in
-`RecurrentStack.implementations`.
+Every implementation reads the same parameters and gives the same results. A stack lists
+those that fit its cell in `RecurrentStack.implementations`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -15,7 +13,19 @@ import jax.numpy as jnp
 from flax_lstm._cell import Carry
 from flax_lstm._compiled_once import cacheable
 
-Recurrence = Callable[..., tuple[Carry, jax.Array]]
+
+class Recurrence(Protocol):
+    """Runs a cell over time; see `scan_over_time`, which is one."""
+
+    def __call__(
+        self,
+        cell: Any,
+        carry: Carry,
+        inputs: jax.Array,
+        *,
+        valid: jax.Array | None,
+        reverse: bool,
+    ) -> tuple[Carry, jax.Array]: ...
 
 
 @cacheable()

@@ -15,7 +15,13 @@ from jax.typing import DTypeLike
 
 from flax_lstm import _validation as check
 from flax_lstm._cell import StackableCell, State
-from flax_lstm._compiled_once import Function, compiled_once, is_cacheable, reads_of
+from flax_lstm._compiled_once import (
+    Function,
+    compiled_once,
+    dependencies_of,
+    is_cacheable,
+)
+from flax_lstm._foreign_weights import refuse_foreign_weights, require_params
 from flax_lstm._initializers import (
     named,
     torch_recurrent_bias,
@@ -23,7 +29,6 @@ from flax_lstm._initializers import (
 )
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, time_major
-from flax_lstm._own_weights import require_own_weights, require_params
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
@@ -188,7 +193,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         check.require_bool("deterministic", deterministic)
         x, lengths = self.checked_input(input, seq_lengths)
         state = self._checked_state(hx, x)
-        self._require_own_weights()
+        self._refuse_foreign_weights()
         dtype = self.computation_dtype(x, state)
         batched = x.ndim == 3
         batch_first = self.batch_first and batched
@@ -229,25 +234,26 @@ class RecurrentStack(nn.Module, kw_only=True):
     @nn.nowrap
     def _stack_recurrence(self) -> StackRecurrence:
         run = self.recurrence
-        if self.implementation in self.stack_implementations:
-            return compiled_once(run) if is_cacheable(run) else run
-        # Nothing is differentiated while parameters are created.
-        remat = self.remat and not self.is_initializing()
-        if is_cacheable(run):
-            return compiled_once(_cached_one_by_one(run, remat))
-        return _one_by_one(run, remat)
+        if self.implementation not in self.stack_implementations:
+            # Nothing is differentiated while parameters are created.
+            remat = self.remat and not self.is_initializing()
+            one_by_one = _cached_one_by_one if is_cacheable(run) else _one_by_one
+            run = one_by_one(run, remat)
+        return compiled_once(run) if is_cacheable(run) else run
 
     @property
     def recurrence(self) -> Function:
         """The `Recurrence` or `StackRecurrence` that `implementation` names."""
-        every: dict[str, Function] = {**self.implementations}
-        every.update(self.stack_implementations)
-        return every[self.implementation]
+        ways: dict[str, Function] = {
+            **self.implementations,
+            **self.stack_implementations,
+        }
+        return ways[self.implementation]
 
     @nn.nowrap
-    def reads(self) -> Hashable:
-        """What a `cacheable` implementation reads besides its arguments."""
-        return reads_of(self.recurrence)(self)
+    def depends_on(self) -> Hashable:
+        """What a `cacheable` implementation depends on besides its arguments."""
+        return dependencies_of(self.recurrence)(self)
 
     @nn.nowrap
     def _drop_out(self, x):
@@ -273,7 +279,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         return x, check.as_lengths(seq_lengths, x.shape, self._batch_of(x), steps)
 
     @nn.nowrap
-    def _require_own_weights(self):
+    def _refuse_foreign_weights(self):
         params = self.variables.get("params", {})
         layers = [name for names in self._layer_names for name in names]
         require_params(self.variables, layers)
@@ -281,7 +287,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         given = {name: getattr(self, name) for name in options if hasattr(self, name)}
         # A user's own cell need not have a layout.
         layout = getattr(self.cell_class, "torch_layout", None)
-        require_own_weights(params, layers, given, layout)
+        refuse_foreign_weights(params, layers, given, layout)
 
     @nn.nowrap
     def _batch_of(self, x):

@@ -120,6 +120,8 @@ def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
             f"params: expected a mapping of names, the tree under 'params', got "
             f"{shown(params)}"
         )
+    if names := [name for name in params if not isinstance(name, str)]:
+        raise TypeError(f"params: expected strings as names, got {shown(names[0])}")
     if params.keys() == {"params"}:
         raise ValueError(
             "params: expected the tree under 'params', got the variables that contain "

@@ -56,7 +56,7 @@ def classifier_params_from_torch(
 
     Returns:
         What goes under `'params'`, with the entries `lstm`, `gru` or `rnn`, `head`,
-        and `attention` if it is there.
+        and `attention` if it is there. The bias of a head without one is zeros.
 
     Raises:
         ValueError, TypeError, OSError: as `params_from_torch`.
@@ -90,12 +90,15 @@ def classifier_params_from_torch(
         names |= attention
     _require_head(head, names, tensors, prefix)
     expected = {prefix + name for name in layout.names()} | names.keys()
+    weight, bias = f"{head}.weight", f"{head}.bias"
+    if tensors.keys() == expected - {bias}:  # Of a torch.nn.Linear(bias=False).
+        tensors[bias] = np.zeros(tensors[weight].shape[:1], tensors[weight].dtype)
     require_names("state_dict", expected, tensors)
 
     cell = _cell_of(weights, stack)
     tree = stack_from_torch(weights, prefix, cell)
     width = layout.output_width(weights, cell)
-    classes = tensors[f"{head}.weight"].shape[:1]
+    classes = tensors[weight].shape[:1]
     shapes = _shapes(width, classes)
     require_shapes(
         "state_dict",

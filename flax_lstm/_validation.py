@@ -4,6 +4,7 @@ Nothing here knows of a cell or a layer. The wording follows torch's where torch
 has a message for the case.
 """
 
+import math
 import numbers
 import operator
 from collections.abc import Collection, Sequence
@@ -59,7 +60,7 @@ def require_probability(name: str, value: Any) -> None:
 def require_number(name: str, value: Any) -> None:
     """`value` is a finite number, and not a bool."""
     _require_real(name, value, "a finite number")
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
@@ -129,7 +130,7 @@ def require_initializer(name: str, value: Any) -> None:
 def require_weights(name: str, tree: Any) -> None:
     """No leaf is complex, or an object with a dtype that JAX can't make an array of.
 
-    What else does not fit is told by Flax.
+    Flax reports whatever else does not fit.
     """
 
     def fits(leaf):

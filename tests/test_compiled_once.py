@@ -450,7 +450,7 @@ def test_a_users_own_cell_is_run_as_it_is(monkeypatch):
 def test_a_program_has_the_name_of_what_is_run():
     stack = StackedLSTM(I, H, implementation="fused")
     text = jax.jit(stack.apply).lower(stack.init(KEY, X), X).as_text()
-    assert "func.func private @fuse_over_time" in text
+    assert "func.func private @run_fused_over_time" in text
 
 
 class Unhashable:

@@ -739,6 +739,12 @@ def test_an_input_may_have_any_byte_order():
     )
 
 
+def test_a_layer_is_a_tree():
+    message = r"^params: expected a mapping of names under layer_0, got an array of sh"
+    with pytest.raises(TypeError, match=message):
+        StackedLSTM(I, H).apply({"params": {"layer_0": jnp.ones(3)}}, X)
+
+
 def test_a_shape_is_no_array():
     lstm, shape = StackedLSTM(I, H), jax.ShapeDtypeStruct((T, B, I), jnp.float32)
     x = jnp.ones(shape.shape)

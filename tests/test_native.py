@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
-from flax_lstm.native import library
+from flax_lstm.native import cores, library
 
 
 @pytest.fixture(autouse=True)
@@ -520,6 +520,29 @@ def test_auto_says_that_loops_are_for_something_else(native, tmp_path):
     done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
     assert done.stdout == f"removed {old}\n"
     assert not run("-c", USE_AUTO, cache=tmp_path).stderr
+
+
+def test_loops_that_can_not_be_removed(tmp_path):
+    (tmp_path / "lstm-cpu-0123456789abcdef.so").mkdir()
+    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("can't remove the compiled loops: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "expected"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), (None, None)],
+)
+def test_a_containers_share_of_the_cores_limits_them(
+    cpu_max, expected, tmp_path, monkeypatch
+):
+    allowed = cores.usable_cores()
+    file = tmp_path / "cpu.max"
+    if cpu_max:
+        file.write_text(f"{cpu_max}\n")
+    monkeypatch.setattr(cores, "_CPU_MAX", file)
+    assert cores.usable_cores() == (expected or allowed)
 
 
 def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):

@@ -270,6 +270,20 @@ def test_dtype_of_parameters(classifier, param_dtype):
     }
 
 
+class Remembering(LSTMClassifier):
+    forget_bias: float = 1.0
+
+
+def test_a_field_that_a_subclass_adds_is_an_option_of_its_stack():
+    x = jnp.zeros((B, T, 28))
+    plain, changed = (
+        kind(num_layers=1).init(KEY, x)["params"]["lstm"]["layer_0"]
+        for kind in (LSTMClassifier, Remembering)
+    )
+    np.testing.assert_allclose(changed["hf"]["bias"], plain["hf"]["bias"] + 1)
+    np.testing.assert_array_equal(changed["hi"]["bias"], plain["hi"]["bias"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("param_dtype", ["float32", "float64"])
 def test_float64_input_is_computed_in_float64(param_dtype, kind, x64):

@@ -409,6 +409,11 @@ def test_wrong_params_are_listed(params, message):
         params_to_torch(params)
 
 
+def test_names_are_strings():
+    with pytest.raises(TypeError, match=r"^params: expected strings as names, got 0$"):
+        params_to_torch({0: flax_params()["layer_0"]})
+
+
 def test_the_params_with_their_collection_name_around_them_are_refused():
     with pytest.raises(ValueError, match=r"^params: .* pass variables\['params'\]"):
         params_to_torch({"params": flax_params()})
@@ -555,7 +560,6 @@ def good_classifier():
 
 
 WRONG_CLASSIFIERS = {
-    "no_head": ({"head.bias": None}, r"missing head\.bias$"),
     "no_lstm_key": ({"lstm.bias_hh_l0": None}, r"missing lstm\.bias_hh_l0$"),
     "other_spelling": (
         {"head.bias": None, "classifier.bias": np.ones(3)},
@@ -615,6 +619,16 @@ def test_wrong_classifier_state_dicts_are_listed(changes, message):
     weights = {k: v for k, v in (good_classifier() | changes).items() if v is not None}
     with pytest.raises(ValueError, match="^state_dict: .*" + message):
         classifier_params_from_torch(weights)
+
+
+@pytest.mark.parametrize("head", [None, "head"])
+def test_a_head_without_a_bias_gets_zeros(head):
+    weights = good_classifier()
+    expected = classifier_params_from_torch(
+        weights | {"head.bias": np.zeros_like(weights["head.bias"])}
+    )
+    del weights["head.bias"]
+    assert_same_bits(classifier_params_from_torch(weights, head=head), expected)
 
 
 @pytest.mark.parametrize("head", [None, "head"])

@@ -28,7 +28,7 @@ assert_same = partial(
 def draw(stack, dtype=np.float32):
     """Input, state and variables of a stack, of standard normal numbers."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((T, B, I)).astype(dtype)
+    x = rng.standard_normal((T, B, stack.input_size)).astype(dtype)
     rows = stack.num_layers * (2 if stack.bidirectional else 1)
     states = tuple(
         rng.standard_normal((rows, B, size)).astype(dtype) for size in stack.state_sizes
@@ -226,9 +226,14 @@ def test_a_mesh_with_explicit_sharding_equals_one_device(
     assert_same(jax.tree.map(np.asarray, (output, state)), expected)
 
 
-def test_gradients_on_a_mesh_with_explicit_sharding_equal_one_devices(variant):
-    stack = variant.build(I, H, 2, bidirectional=True)
+@pytest.mark.parametrize("axis", ["batch", "features"])
+def test_gradients_on_a_mesh_with_explicit_sharding_equal_one_devices(axis, variant):
+    stack = variant.build(2 * I, H, 2, bidirectional=True)
     x, _, variables = draw(stack)
+    spec, count = {
+        "batch": (Spec(None, "data"), devices_for(B)),
+        "features": (Spec(None, None, "data"), devices_for(2 * I)),
+    }[axis]
 
     @jax.jit
     @jax.grad
@@ -236,9 +241,9 @@ def test_gradients_on_a_mesh_with_explicit_sharding_equal_one_devices(variant):
         return jnp.sin(stack.apply(variables, x)[0]).sum()
 
     expected = gradient(variables, x)
-    mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        sharded = jax.device_put(x, NamedSharding(mesh, Spec(None, "data")))
+        sharded = jax.device_put(x, NamedSharding(mesh, spec))
         replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
         got = gradient(replicated, sharded)
     assert_same(jax.tree.map(np.asarray, got), expected)

@@ -61,7 +61,7 @@ def main() -> int:
             print(f"compiled {path} in {time.perf_counter() - start:.1f} s")
         sys.stdout.flush()
     except OSError as error:  # A full disk, or nobody who reads.
-        # Else Python would complain of what is still buffered.
+        # Otherwise Python, at its exit, would fail to write what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(
             f"python -m flax_lstm.native: can't write to stdout: {error.strerror}",

@@ -117,7 +117,10 @@ class Library:
                 self._try_to_load(made)
                 os.replace(made, target)
         except OSError as error:
-            raise _no_directory(error) from error
+            raise BuildError(
+                f"can't store the compiled loops: {error}; set FLAX_LSTM_CACHE_DIR to "
+                f"a directory that only you can write to"
+            ) from error
         return target
 
     def remove(self) -> list[pathlib.Path]:
@@ -134,10 +137,10 @@ class Library:
             for file in removed:
                 file.unlink(missing_ok=True)
         except OSError as error:
-            raise _no_directory(error) from error
+            raise BuildError(f"can't remove the compiled loops: {error}") from error
         return removed
 
-    @functools.cache  # noqa: B019, of which there are as many as kinds of devices.
+    @functools.cache  # noqa: B019, since the instances that it keeps alive are two.
     def register(self) -> None:
         """Loads the compiled loops and registers them with XLA, once per process.
 
@@ -226,13 +229,6 @@ def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
         raise OSError(f"{place} belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(f"other users can write to {place}")
-
-
-def _no_directory(error: OSError) -> BuildError:
-    return BuildError(
-        f"can't store the compiled loops: {error}; set FLAX_LSTM_CACHE_DIR to a "
-        f"directory that only you can write to"
-    )
 
 
 def _digest(content: bytes) -> bytes:
