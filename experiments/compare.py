@@ -12,7 +12,9 @@ from experiments import command_line
 from experiments.run_flags import define_path, define_paths, require
 
 define_paths(
-    "workdirs", None, "Folders of runs of experiments.mnist, with commas between them."
+    "workdirs",
+    None,
+    "Folders of runs of experiments.mnist, with commas between them (required).",
 )
 flags.DEFINE_list("names", None, "A name for each run (default: the folders' names).")
 define_path("output", "comparison.png", "The PNG to write.")

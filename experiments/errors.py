@@ -34,6 +34,8 @@ def within_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except RunError:  # It may tell of a full disk, RESOURCE_EXHAUSTED to TensorStore.
+        raise
     except Exception as error:
         text = str(error)
         words = ("Out of memory", "out of memory", "RESOURCE_EXHAUSTED")

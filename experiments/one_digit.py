@@ -44,7 +44,9 @@ def restore() -> "RestoredClassifier":
         RunError: there is none, or the flags contradict each other.
     """
     from experiments import restored
+    from experiments.data import mnist
 
+    mnist.require_manual_dir(FLAGS.manual_dir)
     if FLAGS.image is not None and FLAGS.index is not None:
         raise RunError("--image: expected either --image or --index, got both")
     if FLAGS.image is not None and FLAGS["split"].present:

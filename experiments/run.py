@@ -141,8 +141,8 @@ def _train(
 ) -> None:
     model, model_input = parameters.model(data), parameters.model_input(data)
     state = _first_state(parameters, num_epochs, data, model)
-    saved = checkpoints.Checkpoints(workdir, choice, parameters)
-    try:
+    checkpointer = checkpoints.Checkpoints(workdir, choice, parameters)
+    with contextlib.closing(checkpointer) as saved:
         whole, progress = 0, None
         if recorded:
             state = saved.restore(recorded.step, state, mesh)
@@ -151,10 +151,7 @@ def _train(
         if whole >= num_epochs:
             return
         _say_devices(mesh, parameters.cell)
-        rows = metrics.MetricsFile(workdir, whole) if processes.is_first() else None
-        if rows and rows.missing:
-            epochs_without = ", ".join(map(str, rows.missing))
-            say(f"Not in {metrics.FILE_NAME}, and lost: epochs {epochs_without}")
+        rows = _metrics_file(workdir, whole)
         epochs = Epochs(
             DeviceSplit.of(data.train, mesh),
             parameters.batch_size,
@@ -169,9 +166,8 @@ def _train(
             if progress.steps < epochs.steps:
                 saved.save(state, model, epoch - 1, progress)
                 raise _stopped(stop, f"at step {progress.steps} of epoch {epoch}")
-            tested = evaluate(
-                model, state.tested_params, test, model_input, mesh
-            ).means()
+            totals = evaluate(model, state.tested_params, test, model_input, mesh)
+            tested = totals.means()
             if not math.isfinite(tested["loss"]):
                 raise _not_finite(workdir, f"in the test after epoch {epoch}")
             row = _row(epoch, state, progress.means, tested, start)
@@ -179,15 +175,25 @@ def _train(
                 of_run = {"dataset": data.name, "validate": parameters.validate}
                 rows.append(of_run | row)
             saved.save(state, model, epoch)
+            line = _epoch_line(row, num_epochs)
             if processes.any_signal(stop.number):
                 # Ctrl-C also ends the `tee` that may have read this.
                 with contextlib.suppress(OSError):
-                    say(_epoch_line(row, num_epochs))
+                    say(line)
                 raise _stopped(stop, f"after epoch {epoch}")
-            say(_epoch_line(row, num_epochs))
+            say(line)
             progress = epochs.start(progress)
-    finally:
-        saved.close()
+
+
+def _metrics_file(workdir: str, whole: int) -> metrics.MetricsFile | None:
+    """The first process's, which continues after the `whole` epochs."""
+    if not processes.is_first():
+        return None
+    rows = metrics.MetricsFile(workdir, whole)
+    if rows.missing:
+        epochs = ", ".join(map(str, rows.missing))
+        say(f"Not in {metrics.FILE_NAME}, and lost: epochs {epochs}")
+    return rows
 
 
 def _first_state(

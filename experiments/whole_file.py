@@ -14,7 +14,7 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     """Temporary files beside `paths`, which they replace once all of them are written.
 
     Until then, and after an error, what was there is left alone. Where a path is a
-    link, it stays one, and its target is replaced.
+    link, it stays one, and its target is replaced. Folders that are missing are made.
 
     Raises:
         RunError: one can't be written, or exists and is a folder or a device.
@@ -27,6 +27,9 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
         for target in targets
     )
     try:
+        for temporary in temporaries:
+            with contextlib.suppress(FileExistsError):  # If a file, writing says so.
+                os.makedirs(os.path.dirname(temporary), exist_ok=True)
         yield temporaries
         for temporary in temporaries:
             with open(temporary, "rb") as file:

@@ -157,7 +157,8 @@ def orbax_path(path: str | os.PathLike[str]) -> str:
 
     Raises:
         ValueError: there is none. TensorStore takes a backslash for a slash, and would
-            read and write another folder; other than UTF-8 it refuses.
+            read and write another folder; other than UTF-8 it refuses. An address such
+            as `gs://bucket/run` is no folder of this machine.
 
     Example:
         >>> from flax_lstm.checkpoint import orbax_path
@@ -165,6 +166,9 @@ def orbax_path(path: str | os.PathLike[str]) -> str:
         '/runs/mnist'
     """
     absolute = os.path.abspath(path)
+    # Orbax takes a folder `gs:` for the beginning of an address, too.
+    if "://" in os.fspath(path) or "gs:" in absolute.split(os.sep):
+        raise ValueError(f"path: expected a folder of this machine, got {path}")
     if absolute.startswith("//"):  # POSIX keeps two slashes; TensorStore refuses them.
         absolute = absolute[1:]
     try:

@@ -47,6 +47,18 @@ def loss(lstm, lengths, variables, x):
     return jnp.sin(y).mean() + (h * c).mean(), (y, h, c)
 
 
+def last_result(compiled, arguments):
+    """Of a program that XLA records as a CUDA graph at its second call.
+
+    Then it is replayed, and at last recorded anew, for arguments at other addresses.
+    """
+    for _ in range(3):
+        kept = compiled(*arguments)
+    result = compiled(*jax.tree.map(jnp.copy, arguments))
+    del kept  # Until here the result had to be elsewhere, too.
+    return result
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("implementation", ["auto", "scan", "fused", "cudnn", "native"])
 def test_results_are_the_cpus(implementation, case, monkeypatch):
@@ -66,7 +78,7 @@ def test_results_are_the_cpus(implementation, case, monkeypatch):
             of = jax.value_and_grad(of, (0, 1), has_aux=True)
         arguments = jax.device_put((variables, x), device)
         lowered = jax.jit(of).lower(*arguments)
-        return lowered.as_text(), lowered.compile()(*arguments)
+        return lowered.as_text(), last_result(lowered.compile(), arguments)
 
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu), jax.default_matmul_precision("highest"):

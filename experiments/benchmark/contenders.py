@@ -146,7 +146,7 @@ def alone() -> dict[str, Alone]:
     Ours is set up as in the experiment, and keeps its memory where a training step of
     that size is large; one more entry leaves malloc's defaults. On a CPU Flax's RNN and
     torch come twice: as their users run them, and with their memory kept, whatever the
-    size of the work, and torch tuned (`TorchLSTM`). On a GPU this is not needed, and
+    size of the work, and torch tuned (`TorchLSTM`). On a GPU memory is kept anyhow, and
     ours is the fused implementation.
     """
     found = {
@@ -163,6 +163,8 @@ def alone() -> dict[str, Alone]:
         found[name] = Alone(contender)
     for name, contender in _on_gpu(STEPS_PER_CALL).items():
         found[_CHUNKED[name]] = Alone(contender)
+    if is_on_gpu() and has_torch():
+        found[TORCH_TUNED] = Alone(_torch(tuned=True))
     if not is_on_gpu():
         found[OURS_FUSED] = Alone(
             fused(), keeps_memory=None, claim=a_device_for_each_core

@@ -6,10 +6,24 @@ import numpy as np
 
 from experiments.benchmark.timing import Work
 
-SIZE = 2048
-FLOP = 2 * SIZE**3
-WORK = f"float32, {SIZE:,} by {SIZE:,} matrices"
-"""What `Comparison.work` says."""
+CPU_SIZE = 2048
+# To call a GPU takes about as long as it does for the product of smaller ones.
+GPU_SIZE = 8192
+
+
+def size_here() -> int:
+    """How many rows and columns the matrices have on JAX's default platform."""
+    return GPU_SIZE if jax.default_backend() == "gpu" else CPU_SIZE
+
+
+def flop(size: int) -> int:
+    """Floating-point operations of the product."""
+    return 2 * size**3
+
+
+def work_of(size: int) -> str:
+    """What `Comparison.work` says."""
+    return f"float32, {size:,} by {size:,} matrices"
 
 
 def by_xla() -> Work:
@@ -38,4 +52,5 @@ def by_torch(threads: int) -> Work:
 
 
 def _matrix() -> np.ndarray:
-    return np.random.default_rng(0).random((SIZE, SIZE), np.float32)
+    size = size_here()
+    return np.random.default_rng(0).random((size, size), np.float32)

@@ -83,12 +83,13 @@ def _ratio(other: str, mine: str = OURS, spread: bool = False) -> _Cell:
 
 def _limit(report: Report, comparison: Comparison, row: _Row) -> str:
     """What the row's arithmetic takes at the speed of the largest product."""
-    product = report.find(row.limit, largest_product.WORK)
-    if product is None or not row.flop:
-        return ""
-    share = row.flop / largest_product.FLOP
-    units_per_second = 1 if product.unit == comparison.unit else 1000
-    return f"{share * min(product.values.values()) / units_per_second:.3g}"
+    for size in (largest_product.CPU_SIZE, largest_product.GPU_SIZE):
+        product = report.find(row.limit, largest_product.work_of(size))
+        if product and row.flop:
+            share = row.flop / largest_product.flop(size)
+            units_per_second = 1 if product.unit == comparison.unit else 1000
+            return f"{share * min(product.values.values()) / units_per_second:.3g}"
+    return ""
 
 
 _STEP_10, _STEP_1 = "training step, 10 a call", "training step, one a call"

@@ -21,6 +21,9 @@ FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
+WITHOUT_NETWORK = (
+    "with the four upstream files in a folder, --manual_dir=FOLDER needs no network"
+)
 _PROBE_SECONDS = 3.0
 
 
@@ -50,10 +53,7 @@ def load(
         # Checked first, since TFDS retries an unreachable host for minutes.
         reason = _why_unpreparable(builder, manual_dir)
         if reason is not None:
-            raise RunError(
-                f"{TITLES[name]}: {reason}; with the four upstream files in a folder, "
-                f"--manual_dir=FOLDER needs no network"
-            )
+            raise RunError(f"{TITLES[name]}: {reason}; {WITHOUT_NETWORK}")
         try:
             _prepare(builder, manual_dir, TITLES[name])
         except RunError:

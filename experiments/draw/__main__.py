@@ -33,6 +33,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     # After the flags are parsed, so that `--help` and a mistyped flag answer at once.
     from experiments import restored
+    from experiments.data import mnist
     from experiments.errors import RunError
 
     try:
@@ -48,6 +49,7 @@ def main() -> None:
     app.require_host("--host", FLAGS.host)
     for host in FLAGS.allow_host:
         app.require_host("--allow_host", host)
+    mnist.require_manual_dir(FLAGS.manual_dir)
     classifier = restored.restore(FLAGS.workdir, FLAGS.step)
     reader.require_readable(classifier)  # Before a dataset is prepared for nothing.
     digits = reader.find_test_digits(classifier, FLAGS.data_dir, FLAGS.manual_dir)

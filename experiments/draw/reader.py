@@ -23,7 +23,7 @@ def find_test_digits(
     """The dataset that the model was trained on, or why it can't be had here."""
     name = classifier.dataset
     if name == mnist.NAME and (why := mnist.why_unavailable(data_dir, manual_dir)):
-        return f"{mnist.TITLES[name]}: {why}"
+        return f"{mnist.TITLES[name]}: {why}; {mnist.WITHOUT_NETWORK}"
     try:
         return choose.load(name, data_dir, manual_dir, validate=classifier.validated)
     except RunError as error:

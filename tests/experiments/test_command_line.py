@@ -65,6 +65,10 @@ def test_what_memory_was_wanted_for_is_told(error):
     with pytest.raises(RunError, match=r"^out of memory \(.*4 TB\); ask for less$"):  # noqa: SIM117
         with within_memory("ask for less"):
             raise error
+    full_disk = RunError("saving failed: RESOURCE_EXHAUSTED: No space left on device")
+    with pytest.raises(RunError, match=r"^saving failed"):  # noqa: SIM117
+        with within_memory("ask for less"):
+            raise full_disk
     with pytest.raises(RuntimeError, match=r"^another$"), within_memory("ask for less"):
         raise RuntimeError("another")
 
@@ -235,6 +239,8 @@ PATHS = {
     "pattern": ("run[1]", "expected a path without [, which Orbax takes"),
     "backslash": ("a\\b", "expected one without a backslash, which Orbax takes"),
     "latin-1": ("r\udcff", "expected one in UTF-8, got"),
+    "address": ("s3://bucket", "expected a folder of this machine, got"),
+    "folder_as_an_address": ("gs:", "expected a folder of this machine, got"),
 }
 
 
@@ -356,3 +362,11 @@ def test_flags_that_contradict_each_other(tmp_path):
     image = f"--image={tmp_path}/7.png"
     done = command("predict", f"--workdir={tmp_path}", image, "--split=train")
     assert_one_line_error(done, "--split: expected it with --index alone, got it with")
+
+
+@pytest.mark.parametrize("name", ["mnist", "predict", "gates", "draw"])
+def test_a_mistyped_manual_dir_is_refused_first(name, tmp_path):
+    """Also where the data is prepared, or the model was trained on digits."""
+    done = command(name, f"--workdir={tmp_path}/none", "--manual_dir=/none")
+    assert_one_line_error(done, "--manual_dir: expected a folder, got /none")
+    assert not list(tmp_path.iterdir())

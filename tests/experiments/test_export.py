@@ -135,7 +135,7 @@ def test_an_output_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "old.json").mkdir()
     (tmp_path / "old").write_text("old")
     for output, message in (
-        ("none/classifier", f"can't write {tmp_path}/none/classifier and "),
+        ("old/classifier", f"can't write {tmp_path}/old/classifier and "),
         ("folder", "expected the path of a file, old or new, got "),
         ("old", "expected the path of a file, old or new, got "),
     ):

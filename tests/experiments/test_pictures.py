@@ -132,8 +132,11 @@ def test_runs_of_different_length_side_by_side(trained, tmp_path):
         done = command("compare", f"--workdirs={folders}")
         message = f"--workdirs: expected folders with commas between them, got {got}"
         assert_one_line_error(done, message)
-    done = command("compare", flags[0], f"--output={tmp_path}/none/comparison.png")
+    done = command("compare", flags[0], f"--output={path}/comparison.png")
     assert_one_line_error(done, "--output: can't write")
+    elsewhere = tmp_path / "made" / "here" / "comparison.png"
+    assert command("compare", flags[0], f"--output={elsewhere}").returncode == 0
+    assert elsewhere.exists()
     done = command("compare", f"--workdirs={workdir},{tmp_path}")
     assert_one_line_error(done, f"of at least one epoch, got {tmp_path}")
 

@@ -165,9 +165,9 @@ def test_predict_in_a_process_of_its_own(trained, tmp_path):
     assert picture.exists()
 
     # An answer that was found is told, also where its picture has no place.
-    nowhere = tmp_path / "no" / "out.png"
+    nowhere = picture / "out.png"
     done = command("predict", f"--workdir={workdir}", f"--output={nowhere}")
-    message = f"--output: can't write {nowhere}: No such file or directory"
+    message = f"--output: can't write {nowhere}: Not a directory"
     assert_one_line_error(done, message)
     assert "Prediction: " in done.stdout
 
