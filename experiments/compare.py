@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.run_flags import define_path, define_paths, require
+from experiments.shared_flags import define_path, define_paths, require
 
 define_paths(
     "workdirs",

@@ -10,7 +10,7 @@ from experiments.data import choose
 from experiments.hyper_parameters import HyperParameters
 from experiments.model_input import SEQUENCES
 from experiments.recipes import RECIPES
-from experiments.run_flags import define_mnist_folders, define_path
+from experiments.shared_flags import define_mnist_folders, define_path
 from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments.errors import RunError
-from experiments.run_flags import (
+from experiments.shared_flags import (
     define_mnist_folders,
     define_path,
     define_step,

@@ -6,7 +6,7 @@ Example: python -m experiments.benchmark --quick
 from absl import flags
 
 from experiments import command_line
-from experiments.run_flags import define_path
+from experiments.shared_flags import define_path
 
 flags.DEFINE_bool("quick", False, "The notes' training step and inference only.")
 flags.DEFINE_bool(

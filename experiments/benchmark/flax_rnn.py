@@ -1,14 +1,15 @@
 """Flax's own RNN, stacked the ordinary way, as the other side of the comparison."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from experiments.benchmark import eager
-from experiments.benchmark.ours import examples
-from experiments.benchmark.sizes import CLASSES, Sizes
+from experiments.benchmark.eager import Eager
+from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
 
 
@@ -26,7 +27,7 @@ class RNNClassifier(nn.Module):
         return nn.Dense(CLASSES)(x[:, -1])
 
 
-class FlaxRNN:
+class FlaxRNN(Eager):
     """One jitted call on JAX's default device, as its users write it."""
 
     def __init__(self, steps_per_call: int = 1):
@@ -46,23 +47,15 @@ class FlaxRNN:
 
     def inference(self, sizes: Sizes) -> Work:
         """Logits of one batch."""
-        state, (inputs, _) = self._state(sizes), self._batch(sizes)
-        model = RNNClassifier(sizes.hidden, sizes.layers)
-        variables = {"params": state.params}
+        model, params, inputs = self.example(sizes)
+        variables = {"params": params}
         compiled = jax.jit(model.apply).lower(variables, inputs).compile()
         return lambda: jax.block_until_ready(compiled(variables, inputs))
 
-    def eager_inference(self, sizes: Sizes) -> Work:
-        """Logits of one batch, outside of `jax.jit`."""
-        params, (inputs, _) = self._state(sizes).params, self._batch(sizes)
-        model = RNNClassifier(sizes.hidden, sizes.layers)
-        return eager.inference(model, params, inputs)
-
-    def eager_gradient(self, sizes: Sizes) -> Work:
-        """The gradient of the logits' sum, outside of `jax.jit`, too."""
-        params, (inputs, _) = self._state(sizes).params, self._batch(sizes)
-        model = RNNClassifier(sizes.hidden, sizes.layers)
-        return eager.gradient(model, params, inputs)
+    def example(self, sizes: Sizes) -> tuple[RNNClassifier, Any, jax.Array]:
+        """A model, its parameters, and one batch of inputs."""
+        inputs, _ = self._batch(sizes)
+        return self._model(sizes), self._state(sizes).params, inputs
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""
@@ -74,8 +67,11 @@ class FlaxRNN:
 
         return work
 
+    def _model(self, sizes: Sizes) -> RNNClassifier:
+        return RNNClassifier(sizes.hidden, sizes.layers)
+
     def _state(self, sizes: Sizes) -> train_state.TrainState:
-        model = RNNClassifier(sizes.hidden, sizes.layers)
+        model = self._model(sizes)
         inputs = jnp.zeros((1, sizes.steps, sizes.inputs))
         return train_state.TrainState.create(
             apply_fn=model.apply,

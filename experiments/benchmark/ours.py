@@ -1,12 +1,14 @@
 """What is timed of ours: the experiment's own training step, and inference."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.batches import Batch
-from experiments.benchmark import eager
-from experiments.benchmark.sizes import CLASSES, Sizes
+from experiments.benchmark.eager import Eager
+from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
 from experiments.devices import (
     LEAST_ROWS_A_DEVICE,
@@ -22,7 +24,7 @@ from flax_lstm.native import library
 _LEARNING_RATE = 1e-3
 
 
-class Ours:
+class Ours(Eager):
     """`LSTMClassifier` on one device, or with the rows spread over one device per core.
 
     The native loops use all cores by themselves, and so get one device; so does a
@@ -80,15 +82,10 @@ class Ours:
         compiled = jax.jit(spread).lower(params, inputs).compile()
         return lambda: jax.block_until_ready(compiled(params, inputs))
 
-    def eager_inference(self, sizes: Sizes) -> Work:
-        """Logits of one batch, outside of `jax.jit`; on one device."""
-        params, (inputs, _) = self._state(sizes).params, examples(sizes)
-        return eager.inference(self._model(sizes), params, jax.device_put(inputs))
-
-    def eager_gradient(self, sizes: Sizes) -> Work:
-        """The gradient of the logits' sum, outside of `jax.jit`, too."""
-        params, (inputs, _) = self._state(sizes).params, examples(sizes)
-        return eager.gradient(self._model(sizes), params, jax.device_put(inputs))
+    def example(self, sizes: Sizes) -> tuple[LSTMClassifier, Any, jax.Array]:
+        """A model, its parameters, and one batch of inputs."""
+        inputs, _ = jax.device_put(examples(sizes))
+        return self._model(sizes), self._state(sizes).params, inputs
 
     def compiling(self, sizes: Sizes) -> Work:
         """Tracing, lowering and compiling the training step anew."""
@@ -153,10 +150,3 @@ class Ours:
 def has_native_loops() -> bool:
     """Whether 'auto' has the native loops on the devices that are timed."""
     return jax.default_backend() == "cpu" and library.CPU.is_usable()
-
-
-def examples(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Made-up inputs (B, T, I) float32 in [0, 1] and labels (B,) int32."""
-    rng = np.random.default_rng(0)
-    inputs = rng.random((sizes.batch, sizes.steps, sizes.inputs), np.float32)
-    return inputs, rng.integers(0, CLASSES, sizes.batch, dtype=np.int32)

@@ -1,6 +1,8 @@
-"""Sizes of the work that is timed."""
+"""Sizes of the work that is timed, and examples of them."""
 
 from typing import NamedTuple
+
+import numpy as np
 
 from experiments.allocator import step_bytes
 
@@ -39,3 +41,10 @@ class Sizes(NamedTuple):
 
 NOTES = Sizes()
 """The study notes' training step on MNIST rows."""
+
+
+def examples(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """Made-up inputs (B, T, I) float32 in [0, 1] and labels (B,) int32."""
+    rng = np.random.default_rng(0)
+    inputs = rng.random((sizes.batch, sizes.steps, sizes.inputs), np.float32)
+    return inputs, rng.integers(0, CLASSES, sizes.batch, dtype=np.int32)

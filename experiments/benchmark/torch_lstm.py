@@ -5,8 +5,7 @@ import functools
 import jax
 import torch
 
-from experiments.benchmark.ours import examples
-from experiments.benchmark.sizes import CLASSES, Sizes
+from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
 
 # Of JAX's `jax_default_matmul_precision`: products of float32 without TF32.

@@ -6,7 +6,7 @@ Example: python -m experiments.draw --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.run_flags import (
+from experiments.shared_flags import (
     define_mnist_folders,
     define_step,
     define_workdir_of_a_run,

@@ -6,7 +6,7 @@ Example: python -m experiments.drawings --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.run_flags import define_path, define_step, define_workdir_of_a_run
+from experiments.shared_flags import define_path, define_step, define_workdir_of_a_run
 
 define_workdir_of_a_run()
 define_step()

@@ -6,7 +6,7 @@ Example: python -m experiments.gradient_flow --quick
 from absl import flags
 
 from experiments import command_line
-from experiments.run_flags import define_path
+from experiments.shared_flags import define_path
 
 flags.DEFINE_bool("quick", False, "10 steps instead of 100, and hardly any training.")
 flags.DEFINE_integer(
