@@ -245,6 +245,7 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     [
         ("benchmark-2-cores", 3),
         ("grid-2-cores", 1),
+        ("zen4-2-cores", 1),
         ("avx2-2-cores", 3),
     ],
 )
