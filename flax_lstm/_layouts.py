@@ -51,11 +51,11 @@ def time_major(
         # Whatever stands in the padding (NaN too) must not reach a product:
         # 0 * NaN would come back in the gradients.
         x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
-    x = x.astype(dtype)
+    x = _sharded_by_rows_alone(x.astype(dtype))
     if state is None:
         # Sharded as the rows of `x` are: plain `jnp.zeros` would be replicated, which
         # a scan over a batch with an explicit sharding refuses as its carry.
-        column = jnp.zeros_like(x[0]).sum(axis=-1, keepdims=True)
+        column = jnp.zeros_like(x[0, :, :1])
         state = tuple(
             jnp.broadcast_to(column.astype(dtype), (num_cells, column.shape[0], size))
             for size, dtype in zip(sizes, dtypes, strict=True)
@@ -66,6 +66,18 @@ def time_major(
             for array, dtype in zip(state, dtypes, strict=True)
         )
     return x, state, valid
+
+
+def _sharded_by_rows_alone(x: jax.Array) -> jax.Array:
+    """`x` (T, B, I) without explicit sharding of steps and features.
+
+    A scan can't run over sharded steps, and a product with sharded features would sum
+    over the devices at every step.
+    """
+    steps, rows, features = jax.typeof(x).sharding.spec
+    if steps is None and features is None:
+        return x
+    return jax.sharding.reshard(x, jax.P(None, rows, None))
 
 
 def _sharded_like_rows(state: jax.Array, x: jax.Array) -> jax.Array:

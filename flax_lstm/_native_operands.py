@@ -42,13 +42,12 @@ class Gradients(NamedTuple):
     c_n: Any  # (B, H)
 
 
-# A number for every array.
-_ONE: Any = 0
-_EACH = (_ONE,) * NUM_GATES
-_KEPT = Kept(i=_ONE, f=_ONE, g=_ONE, o=_ONE, c=_ONE, m=None)
-_LAYER = Layer(0, Weights(_EACH, _EACH, _EACH, None), h_0=0, c_0=0)
-_RUN = Run(0, Weights(_EACH, _EACH, None, None), h_0=0, y=0, kept=_KEPT)
-_GRADIENTS = Gradients(y=0, h_n=0, c_n=0)
+_ARRAY: Any = 0  # Stands for one.
+_EACH = (_ARRAY,) * NUM_GATES
+_KEPT = Kept(i=_ARRAY, f=_ARRAY, g=_ARRAY, o=_ARRAY, c=_ARRAY, m=None)
+_LAYER = Layer(_ARRAY, Weights(_EACH, _EACH, _EACH, None), _ARRAY, _ARRAY)
+_RUN = Run(_ARRAY, Weights(_EACH, _EACH, None, None), _ARRAY, _ARRAY, _KEPT)
+_GRADIENTS = Gradients(_ARRAY, _ARRAY, _ARRAY)
 
 
 def _count(tree: Any) -> int:

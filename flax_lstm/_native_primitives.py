@@ -159,6 +159,7 @@ def derivative_of_forward(primals, tangents, *, options):
     layer, valid = operands.of_forward(primals)
     kernels = layer.weights._replace(b=None)
     run = Run(layer.x, kernels, layer.h_0, y, Kept(*kept, m=None))
+    # JAX's zeros are no leaves of a tree: arrays first, and those of x not at all.
     needs_x = not isinstance(tangents[0], ad.Zero)
     of_layer = tangents[: operands.num_of_tangents(needs_x=True)]
     linear = map(ad.instantiate_zeros, of_layer if needs_x else of_layer[1:])
