@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import choose
-from experiments.model_input import ModelInput
 from experiments.restored import RestoredClassifier
 from experiments.whole_file import write_whole
 
@@ -44,10 +43,9 @@ def export_classifier(classifier: RestoredClassifier) -> Artifact:
     read are part of it.
     """
     side, white = choose.side_and_white(classifier.dataset)
-    model_input = ModelInput(white, classifier.sequence)
 
     def classify(images):
-        inputs = model_input.of_pixels(images)
+        inputs = classifier.model_input.of_pixels(images)
         return classifier.model.apply(classifier.variables, inputs)
 
     shape = jax.export.symbolic_shape(f"b, {side}, {side}")

@@ -67,7 +67,7 @@ def train_and_test(
     claim_cores(num_devices, parameters.cell)
     require_device()
     mesh = row_mesh(parameters.batch_size, num_devices)
-    mnist.require_manual_dir(manual_dir)
+    mnist.require_manual_dir(manual_dir)  # Before a workdir is made.
     choice = None
     if workdir is None:
         choice = choose.choose(dataset, None, data_dir, manual_dir)

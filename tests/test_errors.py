@@ -1,6 +1,7 @@
 """Wrong arguments: the error, the argument's name, what was expected and got."""
 
 import functools
+from fractions import Fraction
 
 import flax.errors
 import flax.linen as nn
@@ -167,6 +168,12 @@ def test_what_makes_an_initializer_is_none(kind, option, init, got):
 def test_only_the_lstm_has_a_projection(kind):
     with pytest.raises(TypeError, match="unexpected keyword argument 'proj_size'"):
         stack(kind, proj_size=2)
+
+
+def test_forget_bias_of_any_kind_of_number():
+    variables = stack(forget_bias=Fraction(1, 2)).init(KEY, X)
+    expected = stack(forget_bias=0.5).init(KEY, X)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
 
 
 def test_forget_bias_without_a_bias():

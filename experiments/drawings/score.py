@@ -6,7 +6,6 @@ import numpy as np
 
 from experiments.drawings.styles import Drawing, draw_all
 from experiments.images import to_form
-from experiments.model_input import ModelInput
 from experiments.pictures.png import save_png
 from experiments.restored import RestoredClassifier
 
@@ -79,7 +78,7 @@ def score(classifier: RestoredClassifier, hands: int) -> Scored:
     forms = np.stack(
         [to_form(d.grey, form, f"the {d.shape} {d.label}") for d in drawings]
     )
-    inputs = ModelInput(form.white, classifier.sequence).of_pixels(forms)
+    inputs = classifier.model_input.of_pixels(forms)
     logits = classifier.model.apply(classifier.variables, inputs)
     return Scored(drawings, forms, np.asarray(logits).argmax(-1))
 
