@@ -138,7 +138,8 @@ def test_what_a_classifiers_parts_return_can_be_captured():
     expected = model.apply(variables, images)
     for _ in range(2):
         logits, seen = model.apply(variables, images, capture_intermediates=True)
-        np.testing.assert_array_equal(logits, expected)
+        # The head is another program's here, with rounding of its own.
+        np.testing.assert_allclose(logits, expected, atol=1e-6)
         output, _ = seen["intermediates"]["lstm"]["__call__"][0]
         assert output.shape == (2, 5, H)
         np.testing.assert_array_equal(

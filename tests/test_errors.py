@@ -710,7 +710,7 @@ def test_what_is_not_the_inputs_fault_is_not_called_that():
         jax.transfer_guard("disallow"),
         pytest.raises(jax.errors.JaxRuntimeError, match=r"Disallowed .* transfer"),
     ):
-        stack().apply(two_layers(), np.asarray(X))
+        stack(num_layers=2).apply(two_layers(), np.asarray(X))
 
 
 def test_what_torch_has_itself_is_refused_with_what_to_do():
