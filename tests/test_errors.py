@@ -706,11 +706,12 @@ def test_lengths_on_the_device_need_no_transfer_to_it():
 
 
 def test_what_is_not_the_inputs_fault_is_not_called_that():
+    variables = two_layers()
     with (
-        jax.transfer_guard("disallow"),
+        jax.transfer_guard("disallow_explicit"),
         pytest.raises(jax.errors.JaxRuntimeError, match=r"Disallowed .* transfer"),
     ):
-        stack(num_layers=2).apply(two_layers(), np.asarray(X))
+        stack(num_layers=2).apply(variables, np.asarray(X))
 
 
 def test_what_torch_has_itself_is_refused_with_what_to_do():

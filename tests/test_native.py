@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
-from flax_lstm.native import cores, library
+from flax_lstm.native import cores, library, trusted_file
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,19 @@ def test_the_number_of_threads_changes_no_bit(sizes, native, monkeypatch):
         results.append(value_and_gradients(loops)(*arguments))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+@pytest.mark.parametrize("units", [17, 128])
+def test_a_row_has_the_same_bits_in_a_batch_of_any_size(units, native):
+    stack = StackedLSTM(28, units, implementation="native")
+    x = jax.random.normal(jax.random.key(1), (7, 8, 28))
+    variables = stack.init(jax.random.key(0), x)
+    run = jax.jit(stack.apply)
+    whole = run(variables, x)
+    for rows in range(1, 8):
+        part = run(variables, x[:, :rows])
+        expected = jax.tree.map(lambda array, n=rows: array[:, :n], whole)
+        jax.tree.map(np.testing.assert_array_equal, part, expected)
 
 
 @pytest.mark.parametrize("units", [4, 192])
@@ -510,6 +523,26 @@ def test_loops_that_cannot_be_trusted_are_refused(spoil, native, tmp_path):
     assert "until then 'fused' is used" in done.stderr
 
 
+def test_what_was_checked_is_what_is_loaded(native, tmp_path, monkeypatch):
+    """Even if somebody replaces the folder in between."""
+    name = library.CPU.path().name
+    cache = tmp_path / "cache"
+    shutil.copytree(compiled_loops.directory(), cache)
+
+    def digest(content, digest=trusted_file._digest):
+        if cache.exists():
+            cache.rename(tmp_path / "moved")
+            cache.mkdir()
+            (cache / name).write_bytes(b"somebody's")
+        return digest(content)
+
+    monkeypatch.setattr(trusted_file, "_digest", digest)
+    assert trusted_file.load(cache / name).FlaxLstmForward
+    monkeypatch.undo()
+    with pytest.raises(OSError, match=f"^{cache / name} is damaged$"):
+        trusted_file.load(cache / name)
+
+
 def test_auto_says_that_loops_are_for_something_else(native, tmp_path):
     """As after an update of JAX, where it is 'fused' again, and slower."""
     old = tmp_path / "lstm-cpu-0123456789abcdef.so"
@@ -549,18 +582,35 @@ def test_a_containers_share_of_the_cores_limits_them(
 
 def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):
     compiler, cache = tmp_path / "compiler", tmp_path / "cache"
-    compiler.write_text("#!/bin/sh\nsleep 600\n")
+    pid = tmp_path / "pid"
+    # As g++ does, which starts the compiler itself.
+    compiler.write_text(
+        f'#!/bin/sh\ntouch "$TMPDIR/left"\nsleep 600 &\necho $! > {pid}\nwait\n'
+    )
     compiler.chmod(0o700)
     environment = {"FLAX_LSTM_CACHE_DIR": str(cache), "CXX": str(compiler)}
     with subprocess.Popen(
         [sys.executable, "-m", "flax_lstm.native"], env=os.environ | environment
     ) as process:
-        while not (cache.is_dir() and list(cache.iterdir())):
+        while not (pid.is_file() and pid.read_text()):
             assert process.poll() is None
             time.sleep(0.05)
+        assert list(cache.glob("*/left"))
         process.terminate()
         assert process.wait(timeout=60) == 143
     assert not list(cache.iterdir())
+    status = pathlib.Path("/proc", pid.read_text().strip(), "stat")
+    # One that has ended and that nobody has asked about is a zombie.
+    assert not status.exists() or ") Z " in status.read_text()
+
+
+def test_what_a_killed_compilation_left_is_removed(tmp_path):
+    left = tmp_path / "lstm-cpu-abc.tmp"
+    left.mkdir()
+    (left / "made").touch()
+    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
+    assert done.stdout == f"removed {left}\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "layer.h"
 #include "phases.h"
@@ -34,8 +33,8 @@ struct Backward : WeightGradients {
     const Scratch weights(in_place_ ? 0 : panels * panel_size());
     packed_h_ = weights.get();
     packed_x_ = packed_h_ + h_panels * panel_size();
-    std::memcpy(d_h_0, d_h_n, batch * units * sizeof(float));
-    std::memcpy(d_c_0, d_c_n, batch * units * sizeof(float));
+    std::copy_n(d_h_n, batch * units, d_h_0);
+    std::copy_n(d_c_n, batch * units, d_c_0);
 
     in_phases(pool, threads, 1, in_place_ ? 0 : panels, [&](int64_t, int64_t panel) {
       if (panel < h_panels) {
@@ -130,7 +129,7 @@ struct Backward : WeightGradients {
         for (int n = 0; n < kGates; ++n) gates[n] = load(d_z[n] + in_steps, count);
         const auto [i, f, g, o] = gates;
         const Vector c_before = load(c + in_steps, count);
-        const Vector tanh_c = tanh(f * c_before + i * g);
+        const Vector tanh_c = tanh(f * c_before + rounded(i * g));
         const Vector d_h = load(d_h_0 + in_state, count) + load(d_y + in_steps, count);
         const Vector d_c =
             load(d_c_0 + in_state, count) + d_h * o * (1.0f - tanh_c * tanh_c);

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -51,7 +52,7 @@ class Compiler:
             ) from error
 
     def compile(self, source: pathlib.Path, to: pathlib.Path) -> None:
-        """Writes `to`.
+        """Writes `to`, and what is needed on the way beside it.
 
         Raises:
             BuildError: no compiler, one that fails, or one for another device.
@@ -65,17 +66,16 @@ class Compiler:
         ]
         variable = self.variable
         try:
-            done = subprocess.run(command, capture_output=True, check=False)
+            status, said = _run(command, to.parent)
         except OSError as error:
             raise BuildError(
                 f"{variable}: expected a compiler, got {compiler[0]!r} "
                 f"({error.strerror}); install {self.needs} or set {variable}"
             ) from error
-        said = done.stderr.decode(errors="replace").strip()
-        if done.returncode:
+        if status:
             raise BuildError(
                 f"{variable}: expected a C++20 compiler, got exit status "
-                f"{done.returncode} from `{shlex.join(command)}`:\n{said}"
+                f"{status} from `{shlex.join(command)}`:\n{said}"
             )
         if self.went_on_without_device and self.went_on_without_device in said:
             named = [part for part in compiler if not part.startswith("-arch")]
@@ -90,6 +90,29 @@ class Compiler:
                 f"{variable}: expected a compiler, got {compiler[0]!r}, which wrote no "
                 f"file"
             )
+
+
+def _run(command: list[str], folder: pathlib.Path) -> tuple[int, str]:
+    """The exit status of `command`, and what it said on stderr.
+
+    Where this process is stopped, so are all that the command started. Their temporary
+    files are in `folder`.
+    """
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(folder)},
+        process_group=0,
+    ) as process:
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            # The pipe ends with the last of them.
+            process.communicate()
+            raise
+    return process.returncode, said.decode(errors="replace").strip()
 
 
 def _nvcc() -> list[str]:

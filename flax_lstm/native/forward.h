@@ -164,7 +164,7 @@ struct Forward : Layer {
       const Vector i = sigmoid(z[r][0]), f = sigmoid(z[r][1]);
       const Vector g = tanh(z[r][2]), o = sigmoid(z[r][3]);
       const Vector c = load((s == 0 ? c_0 : c_n) + in_state, count);
-      const Vector new_c = f * c + i * g;
+      const Vector new_c = f * c + rounded(i * g);
       const Vector new_h = o * tanh(new_c);
       const bool is_valid = counts(t, first + r);
       const Vector h_after = is_valid ? new_h : load(h_rows + r * units + unit, count);

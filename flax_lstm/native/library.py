@@ -6,13 +6,12 @@ another source, JAX or machine (in a home directory that several machines share)
 another name and is never loaded.
 """
 
-import ctypes
 import dataclasses
 import functools
 import hashlib
 import os
 import pathlib
-import stat
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jaxlib
 
-from flax_lstm.native import machine
+from flax_lstm.native import machine, trusted_file
 from flax_lstm.native.compiler import CXX, NVCC, BuildError as BuildError, Compiler
 
 _SOURCES = pathlib.Path(__file__).parent
@@ -31,8 +30,7 @@ _TEXTS = {
     for suffix in ("cc", "cu", "h")
     for path in sorted(_SOURCES.glob(f"*.{suffix}"))
 }
-# A digest of the content follows it: a library loader reads only what the header says.
-_DIGEST_SIZE = hashlib.sha256().digest_size
+_UNFINISHED = ".tmp"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,14 +104,14 @@ class Library:
         try:
             target = self.path()
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_that_only_its_owner_writes(target.parent)
-            with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-                made = pathlib.Path(directory) / target.name
+            trusted_file.require_only_owner_writes(target.parent)
+            with tempfile.TemporaryDirectory(
+                prefix=f"{self._stem}-", suffix=_UNFINISHED, dir=target.parent
+            ) as directory:
+                # No name that was loaded before: the loader would not look again.
+                made = pathlib.Path(directory, os.path.basename(directory))
                 self.compiler.compile(_SOURCES / self.source, made)
-                content = made.read_bytes()
-                made.write_bytes(content + _digest(content))
-                # An administrator may have built it for all users.
-                made.chmod(0o755)
+                trusted_file.seal(made)
                 self._try_to_load(made)
                 os.replace(made, target)
         except OSError as error:
@@ -127,18 +125,22 @@ class Library:
         """Removes the compiled loops, also those for another JAX or machine.
 
         Returns:
-            The files that were there.
+            What was there: files, and folders of builds that were killed.
 
         Raises:
             BuildError: a directory that can't be written.
         """
         try:
-            removed = self._all_in(self.path().parent)
-            for file in removed:
+            folder = self.path().parent
+            files = self._all_in(folder)
+            for file in files:
                 file.unlink(missing_ok=True)
+            unfinished = self._all_in(folder, _UNFINISHED)
+            for build in unfinished:
+                shutil.rmtree(build)
         except OSError as error:
             raise BuildError(f"can't remove the compiled loops: {error}") from error
-        return removed
+        return files + unfinished
 
     @functools.cache  # noqa: B019, since the instances that it keeps alive are two.
     def register(self) -> None:
@@ -153,7 +155,7 @@ class Library:
             raise ValueError(
                 f"implementation: expected one that can run here, got "
                 f"{self.implementation}, whose loops are not compiled for this machine "
-                f"and this JAX ({error.filename}); run `{self.command}`, which needs "
+                f"and this JAX ({self.path()}); run `{self.command}`, which needs "
                 f"{self.compiler.needs}, or use 'fused'"
             ) from error
         except OSError as error:
@@ -174,15 +176,9 @@ class Library:
             ) from error
 
     def _targets_of(self, compiled: pathlib.Path) -> dict[str, object]:
-        """Raises an OSError if the file was altered, or others could alter it."""
-        content = compiled.read_bytes()
-        for place in (compiled.parent, compiled):
-            _check_that_only_its_owner_writes(place)
-        # Checked before it is loaded: loading a truncated file would end the process.
-        if _digest(content[:-_DIGEST_SIZE]) != content[-_DIGEST_SIZE:]:
-            raise OSError(f"{compiled} is damaged")
+        """Raises an OSError if it can't be loaded, or should not be."""
+        loaded = trusted_file.load(compiled)
         try:
-            loaded = ctypes.CDLL(str(compiled))
             return {
                 name: jax.ffi.pycapsule(getattr(loaded, symbol))
                 for name, symbol in self.targets.items()
@@ -192,7 +188,7 @@ class Library:
 
     @functools.cache  # noqa: B019, as above.
     def _warn_of_others(self, missing: pathlib.Path) -> None:
-        others = self._all_in(missing.parent)
+        others = [path for path in self._all_in(missing.parent) if path != missing]
         if others:
             _warn_once(
                 f"implementation: expected {self.implementation} to find the loops "
@@ -201,8 +197,8 @@ class Library:
                 f"until then 'fused' is used"
             )
 
-    def _all_in(self, directory: pathlib.Path) -> list[pathlib.Path]:
-        return sorted(directory.glob(f"{self._stem}-*.so"))
+    def _all_in(self, folder: pathlib.Path, suffix: str = ".so") -> list[pathlib.Path]:
+        return sorted(folder.glob(f"{self._stem}-*{suffix}"))
 
     @property
     def _stem(self) -> str:
@@ -220,19 +216,6 @@ class Library:
 @functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
-
-
-def _check_that_only_its_owner_writes(place: pathlib.Path) -> None:
-    """And that this is the user or root: whoever writes it decides what runs here."""
-    status = place.stat()
-    if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
-        raise OSError(f"{place} belongs to another user")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"other users can write to {place}")
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
 
 
 CPU = Library(
