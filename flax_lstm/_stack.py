@@ -263,7 +263,14 @@ class RecurrentStack(nn.Module, kw_only=True):
                 f"rngs: expected a key for dropout={self.dropout} with "
                 f"deterministic=False, got none; pass rngs={{'dropout': key}}"
             )
-        return nn.Dropout(self.dropout)(x, deterministic=False)
+        drop_out = nn.Dropout(self.dropout)
+        kept = 1 - self.dropout
+        sharding = jax.typeof(x).sharding
+        if not (kept and any(sharding.spec)):
+            return drop_out(x, deterministic=False)
+        # Flax draws a mask without the explicit sharding of `x`, which would be refused.
+        mask = drop_out(jnp.ones(x.shape, x.dtype), deterministic=False) != 0
+        return jnp.where(jax.sharding.reshard(mask, sharding), x / kept, 0)
 
     @nn.nowrap
     def checked_input(

@@ -254,12 +254,38 @@ def test_gradients_on_a_mesh_with_explicit_sharding_equal_one_devices(
         sharded = jax.device_put(x, NamedSharding(mesh, spec))
         replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
         got = gradients(replicated, sharded)
+    assert_gradients_same(got, expected)
 
+
+def assert_gradients_same(got, expected):
     def check(got, expected):
         bound = TOLERANCE * max(1, abs(expected).max())  # A ReLU's reach 40.
         np.testing.assert_allclose(np.asarray(got), expected, rtol=0, atol=bound)
 
     jax.tree.map(check, got, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_dropout_on_a_mesh_with_explicit_sharding_equals_one_devices(dropout, variant):
+    stack = variant.build(I, H, 3, dropout=dropout)
+    x, _, variables = draw(stack)
+    rngs = {"dropout": jax.random.key(3)}
+
+    def value(variables, x):
+        output, _ = stack.apply(variables, x, deterministic=False, rngs=rngs)
+        return jnp.sin(output).sum(), output
+
+    run = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
+    (_, expected), gradients = run(variables, x)
+    mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Explicit,))
+    for run_there in (run, jax.jit(run)):
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(x, NamedSharding(mesh, Spec(None, "data")))
+            replicated = jax.device_put(variables, NamedSharding(mesh, Spec()))
+            (_, output), got = run_there(replicated, sharded)
+        assert jax.typeof(output).sharding.spec == Spec(None, "data", None)
+        assert_same(np.asarray(output), expected)
+        assert_gradients_same(got, gradients)
 
 
 def test_nnx_bridge_gives_the_linen_output(variant):
