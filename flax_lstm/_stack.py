@@ -268,7 +268,7 @@ class RecurrentStack(nn.Module, kw_only=True):
         sharding = jax.typeof(x).sharding
         if not (kept and any(sharding.spec)):
             return drop_out(x, deterministic=False)
-        # Flax draws a mask without the explicit sharding of `x`, which would be refused.
+        # Flax draws the mask without the explicit sharding that `x` has.
         mask = drop_out(jnp.ones(x.shape, x.dtype), deterministic=False) != 0
         return jnp.where(jax.sharding.reshard(mask, sharding), x / kept, 0)
 

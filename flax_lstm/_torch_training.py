@@ -36,15 +36,21 @@ def scale_by_torch_biases() -> "optax.GradientTransformation":
     Exact for every elementwise optimizer (SGD, momentum, RMSProp, Adam and its
     variants); for clipping by the global norm there is `clip_by_torch_global_norm`.
     Not covered: whatever else combines several elements, such as LARS, LAMB and
-    Shampoo; and weight decay added to the gradient (`weight_decay` of torch's Adam and
-    SGD), since that would need the two biases separately.
+    Shampoo; and weight decay added to the gradient (`weight_decay` of torch's Adam,
+    RMSProp and Adagrad), since that would need the two biases separately. SGD's can be
+    followed, with momentum too, as its steps are linear in the gradients: double those,
+    before the decay::
+
+        optax.chain(scale_by_torch_biases(), optax.add_decayed_weights(1e-4),
+                    optax.sgd(0.1, momentum=0.9))
 
     Returns:
         A stateless `optax.GradientTransformation`. It touches the leaves
         `hi/bias`, `hf/bias`, `hg/bias` and `ho/bias` (LSTM), `ir/bias` and `iz/bias`
-        (GRU) and `i/bias` (RNN) anywhere in a tree, and no others: the head of a
-        classifier has one bias in torch as well. Its updates raise a ValueError if no
-        leaf has a name, as inside `optax.flatten`.
+        (GRU) and `i/bias` (RNN) anywhere in a tree, nested or flat (as of
+        `flax.traverse_util.flatten_dict`, also with `sep` "/" or "."), and no others:
+        the head of a classifier has one bias in torch as well. Its updates raise a
+        ValueError if no leaf has a name, as inside `optax.flatten`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -148,5 +154,11 @@ def _is_summed_bias(path: tuple[Any, ...]) -> bool:
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
-    keys = [getattr(key, "key", None) for key in path]
-    return [key for key in keys if isinstance(key, str)]
+    names: list[str] = []
+    for entry in path:
+        key = getattr(entry, "key", None)
+        # A flat tree's keys are whole paths, as tuples or joined.
+        for part in key if isinstance(key, tuple) else (key,):
+            if isinstance(part, str):
+                names += part.replace(".", "/").split("/")
+    return names

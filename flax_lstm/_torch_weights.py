@@ -38,7 +38,8 @@ def params_from_torch(
     (H, H) in an RNN, and only an LSTM has a projection. `b_ih + b_hh` becomes the
     one bias of a gate; the gate n of a GRU keeps both. The sum is rounded to the dtype
     of `state_dict`: to compute in float32 with bfloat16 or float16 weights, convert
-    the state_dict to float32 first.
+    the state_dict to float32 first. It is right for weights alone: a gradient, or an
+    optimizer's moments, which both of torch's biases have alike, would be doubled.
 
     Args:
         state_dict: a mapping of torch's names to torch tensors or arrays, or the
@@ -131,6 +132,15 @@ def _require_prefix(prefix: Any, tensors: Mapping[str, Any]) -> None:
         )
 
 
+def _require_no_cell(weights: Mapping[str, Any], prefix: str) -> None:
+    """torch's single cells name their weights without a layer."""
+    if {"weight_ih", "weight_hh"} <= weights.keys():
+        raise ValueError(
+            f"state_dict: expected names such as {prefix}weight_ih_l0, got those of a "
+            f"single cell, {prefix}weight_ih; add _l0 to each"
+        )
+
+
 def _require_no_parent(leaves: Mapping[str, Any]) -> None:
     """If the stack's entries are nested in another tree, the error says where."""
     if any(path.startswith("layer_0/") for path in leaves):
@@ -160,6 +170,7 @@ def stack_from_torch(
     """
     stack = StackLayout.named_in(weights)
     expected = {prefix + name for name in stack.names()}
+    _require_no_cell(weights, prefix)
     require_names("state_dict", expected, [prefix + name for name in weights])
     cell = cell or cell_of_weights(weights, prefix)
     shapes = stack.shapes(weights, cell)

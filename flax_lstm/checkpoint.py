@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -84,11 +85,14 @@ def classifier_options(model: SequenceClassifier) -> dict[str, Any]:
     for name in _DTYPE_OPTIONS:
         if options[name] is not None:
             options[name] = jnp.dtype(options[name]).name
-    # NumPy scalars are accepted as options, but JSON can't hold them.
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in options.items()
-    }
+    return {name: _as_json(value) for name, value in options.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """NumPy's scalars and fractions are accepted as options, but not by JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return float(value) if isinstance(value, Fraction) else value
 
 
 def classifier_from_options(options: dict[str, Any]) -> SequenceClassifier:

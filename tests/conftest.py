@@ -136,6 +136,13 @@ def variant(request, monkeypatch):
 
 
 @pytest.fixture
+def default_device_cpu():
+    """Has JAX run on a CPU what no device was chosen for."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+@pytest.fixture
 def x64():
     """float64 in JAX for the length of one test."""
     with jax.enable_x64(True):

@@ -1,6 +1,9 @@
 """A checkpoint says which classifier it holds, and gives it back."""
 
+import errno
 import json
+import os
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +120,46 @@ def test_numpys_numbers_among_the_options_are_recorded_as_json():
     model = GRUClassifier(input_size=np.int64(4), num_layers=3, dropout=np.float32(0.5))
     record = json.loads(json.dumps(classifier_options(model)))
     assert (record["input_size"], record["dropout"]) == (4, 0.5)
+    record = classifier_options(model.clone(dropout=Fraction(1, 4)))
+    assert json.loads(json.dumps(record))["dropout"] == 0.25
+
+
+def test_how_a_model_is_computed_is_not_part_of_its_record():
+    """It may be read on a machine that lacks what the first one had."""
+    model = LSTMClassifier(implementation="scan", remat=True, name="encoder")
+    options = classifier_options(model)
+    others = {"implementation": "scan", "remat": True, "name": "encoder"}
+    assert not others.keys() & options.keys()
+    assert classifier_from_options(options | others) == LSTMClassifier()
+
+
+@pytest.fixture
+def checkpoint_of_text(tmp_path):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "params").write_text("numbers")
+    return tmp_path
+
+
+def test_a_manifest_is_on_the_disk_when_it_is_written(checkpoint_of_text, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_manifest(str(checkpoint_of_text), 3)
+    assert (checkpoint_of_text / "3.sha256").stat().st_ino in synced
+
+
+def test_a_manifest_is_whole_or_not_there(checkpoint_of_text, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_manifest(str(checkpoint_of_text), 3)
+    assert not (checkpoint_of_text / "3.sha256").exists()
 
 
 def test_a_checkpoint_of_no_classifier_is_one_clear_error(tmp_path, monkeypatch):

@@ -115,9 +115,12 @@ def test_one_call_takes_all_layers_that_have_no_dropout_between_them(calls):
     ("chosen", "precision"),
     [
         (None, "HIGH"),
+        ("default", "HIGH"),
+        ("high", "HIGH"),
         ("tensorfloat32", "HIGH"),
         ("highest", "HIGHEST"),
         ("float32", "HIGHEST"),
+        ("F32_F32_F32", "HIGHEST"),
     ],
 )
 def test_tf32_is_what_the_products_precision_says(calls, chosen, precision):

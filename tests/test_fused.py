@@ -14,8 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend import core
 from kinds import lay_out_as_elsewhere
 
-from flax_lstm import LSTMClassifier, StackedLSTM
-from flax_lstm.checkpoint import classifier_from_options, classifier_options
+from flax_lstm import StackedLSTM
 
 # All different, so that a shape says what it is. On a CPU products are laid out in one
 # way with H units, in another with MANY.
@@ -278,12 +277,13 @@ def test_remat_keeps_less_of_a_long_sequence(implementation):
     assert kept_bytes(400, implementation=implementation, remat=True) < whole / 2
 
 
-def test_how_a_model_is_computed_is_not_part_of_its_record():
-    model = LSTMClassifier(implementation="scan", remat=True)
-    options = classifier_options(model)
-    assert not {"implementation", "remat"} & set(options)
-    restored = classifier_from_options(options | {"implementation": "scan"})
-    assert restored == LSTMClassifier()
+def test_remat_computes_stretches_of_the_root_of_all_steps_again():
+    lstm, _, variables = setting(implementation="scan", remat=True)
+    x = jnp.ones((10, B, I))
+    jaxpr = jax.make_jaxpr(lstm.apply)(variables, x).jaxpr
+    # Two whole ones of ⌈√10⌉ = 4, and the rest.
+    lengths = [equation.params["length"] for equation in scans(jaxpr)]
+    assert lengths == [2, 4, 2]
 
 
 @pytest.mark.parametrize("options", [{}, {"proj_size": P}], ids=["plain", "projected"])

@@ -8,8 +8,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
-import time
 
 import compiled_loops
 import jax
@@ -23,19 +21,14 @@ from beside_fused import (
     slow_but,
     value_and_gradients,
 )
-from jax.experimental import serialize_executable
 from jax.sharding import NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
-from flax_lstm.native import cores, library, trusted_file
+from flax_lstm.native import cores, library
 
-
-@pytest.fixture(autouse=True)
-def on_a_cpu():
-    """Also where there is a GPU, which has no such loops."""
-    with jax.default_device(jax.devices("cpu")[0]):
-        yield
+# Also where there is a GPU, which has no such loops.
+pytestmark = pytest.mark.usefixtures("default_device_cpu")
 
 
 # Sizes at and beside those of a register, a tile of rows, a panel of columns, a chunk
@@ -420,256 +413,26 @@ def test_initialising_needs_no_loops(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-# As processes: whether the loops are there is asked once a process.
-
-
-def run(*command, cache, **environment):
-    environment = {**os.environ, "FLAX_LSTM_CACHE_DIR": str(cache), **environment}
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-
-
-USE = """
-import jax.numpy as jnp
-from flax_lstm import StackedLSTM
-fused = StackedLSTM(2, 3, implementation="fused")
-x = jnp.ones((4, 1, 2))
-variables = fused.init(__import__("jax").random.key(0), x)
-try:
-    fused.clone(implementation="native").apply(variables, x)
-except ValueError as error:
-    print(error)
-else:
-    print("done")
-"""
-
-
-def test_loops_that_are_not_compiled_are_asked_for(tmp_path):
-    done = run("-c", USE, cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("implementation: expected one that can run here, got")
-    assert "python -m flax_lstm.native" in done.stdout
-
-
-LOAD = """
-import sys
-import jax
-import numpy as np
-from jax.experimental import serialize_executable
-import flax_lstm.native
-flax_lstm.native.register()
-x = np.ones((4, 1, 2), np.float32)
-with open(sys.argv[1], "rb") as file:
-    trees = jax.tree.structure(((x,), {})), jax.tree.structure(x)
-    run = serialize_executable.deserialize_and_load(file.read(), *trees)
-print(*np.asarray(run(x)).ravel())
-"""
-
-
-def test_a_process_that_loads_an_executable_registers_the_loops(native, tmp_path):
-    lstm, x = StackedLSTM(2, 3, implementation="native"), np.ones((4, 1, 2), np.float32)
-    variables = lstm.init(jax.random.key(0), x)
-    compiled = jax.jit(lambda x: lstm.apply(variables, x)[0]).lower(x).compile()
-    written, *_ = serialize_executable.serialize(compiled)
-    (tmp_path / "executable").write_bytes(written)
-    done = run("-c", LOAD, tmp_path / "executable", cache=compiled_loops.directory())
-    assert done.returncode == 0, done.stderr
-    output = np.array(done.stdout.split(), np.float32)
-    np.testing.assert_allclose(output, np.ravel(compiled(x)), rtol=0, atol=1e-6)
-
-
-def test_an_answer_that_cannot_be_printed_is_one_line(tmp_path):
-    with open("/dev/full", "w", encoding="ascii") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "flax_lstm.native", "--remove"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=os.environ | {"FLAX_LSTM_CACHE_DIR": str(tmp_path)},
-        )
-    assert done.returncode == 1
-    expected = "python -m flax_lstm.native: can't write to stdout: No space left on"
-    assert done.stderr == f"{expected} device\n"
-
-
-USE_AUTO = USE.replace('implementation="native"', 'implementation="auto"')
-SPOILT = {
-    "damaged": lambda file: file.write_bytes(file.read_bytes()[:2000]),
-    "other users can write": lambda file: file.chmod(0o777),
-    "others' directory": lambda file: file.parent.chmod(0o777),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_loops_that_cannot_be_trusted_are_refused(spoil, native, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    compiled = cache / library.CPU.path().name
-    shutil.copy(os.path.join(compiled_loops.directory(), compiled.name), compiled)
-    spoil(compiled)
-    done = run("-c", USE, cache=cache)
-    assert done.stdout.startswith("implementation: 'native' can't use"), done
-    assert done.stdout.count("\n") == 1
-    # 'auto' works without them, and says so.
-    done = run("-c", USE_AUTO, cache=cache)
-    assert done.stdout == "done\n"
-    assert "UserWarning: implementation: 'native' can't use" in done.stderr
-    assert "until then 'fused' is used" in done.stderr
-
-
-def test_what_was_checked_is_what_is_loaded(native, tmp_path, monkeypatch):
-    """Even if somebody replaces the folder in between."""
-    name = library.CPU.path().name
-    cache = tmp_path / "cache"
-    shutil.copytree(compiled_loops.directory(), cache)
-
-    def digest(content, digest=trusted_file._digest):
-        if cache.exists():
-            cache.rename(tmp_path / "moved")
-            cache.mkdir()
-            (cache / name).write_bytes(b"somebody's")
-        return digest(content)
-
-    monkeypatch.setattr(trusted_file, "_digest", digest)
-    assert trusted_file.load(cache / name).FlaxLstmForward
-    monkeypatch.undo()
-    with pytest.raises(OSError, match=f"^{cache / name} is damaged$"):
-        trusted_file.load(cache / name)
-
-
-def test_auto_says_that_loops_are_for_something_else(native, tmp_path):
-    """As after an update of JAX, where it is 'fused' again, and slower."""
-    old = tmp_path / "lstm-cpu-0123456789abcdef.so"
-    old.write_bytes(b"")
-    done = run("-c", USE_AUTO, cache=tmp_path)
-    assert done.stdout == "done\n"
-    assert done.stderr.count(f"got only others, {old}; run `python -m flax_lstm.") == 1
-    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
-    assert done.stdout == f"removed {old}\n"
-    assert not run("-c", USE_AUTO, cache=tmp_path).stderr
-
-
-def test_loops_that_can_not_be_removed(tmp_path):
-    (tmp_path / "lstm-cpu-0123456789abcdef.so").mkdir()
-    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("can't remove the compiled loops: ")
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("cpu_max", "expected"),
-    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), (None, None)],
+    [
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("150000 100000", 2),
+        ("900000 100000", 8),
+        ("max 100000", 8),
+        (None, 8),
+    ],
 )
 def test_a_containers_share_of_the_cores_limits_them(
     cpu_max, expected, tmp_path, monkeypatch
 ):
-    # The processor's own count, whatever this machine's real limit.
-    monkeypatch.setattr(cores, "_CPU_MAX", tmp_path / "none")
-    allowed = cores.usable_cores()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     file = tmp_path / "cpu.max"
     if cpu_max:
         file.write_text(f"{cpu_max}\n")
     monkeypatch.setattr(cores, "_CPU_MAX", file)
-    assert cores.usable_cores() == (expected or allowed)
-
-
-def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):
-    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
-    pid = tmp_path / "pid"
-    # As g++ does, which starts the compiler itself.
-    compiler.write_text(
-        f'#!/bin/sh\ntouch "$TMPDIR/left"\nsleep 600 &\necho $! > {pid}\nwait\n'
-    )
-    compiler.chmod(0o700)
-    environment = {"FLAX_LSTM_CACHE_DIR": str(cache), "CXX": str(compiler)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "flax_lstm.native"], env=os.environ | environment
-    ) as process:
-        while not (pid.is_file() and pid.read_text()):
-            assert process.poll() is None
-            time.sleep(0.05)
-        assert list(cache.glob("*/left"))
-        process.terminate()
-        assert process.wait(timeout=60) == 143
-    assert not list(cache.iterdir())
-    status = pathlib.Path("/proc", pid.read_text().strip(), "stat")
-    # One that has ended and that nobody has asked about is a zombie.
-    assert not status.exists() or ") Z " in status.read_text()
-
-
-def test_what_a_killed_compilation_left_is_removed(tmp_path):
-    left = tmp_path / "lstm-cpu-abc.tmp"
-    left.mkdir()
-    (left / "made").touch()
-    done = run("-m", "flax_lstm.native", "--remove", cache=tmp_path)
-    assert done.stdout == f"removed {left}\n"
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_compiling_using_and_removing(native, tmp_path):
-    cache = tmp_path / "not" / "there yet"
-    done = run("-m", "flax_lstm.native", cache=cache)
-    assert done.returncode == 0, done.stderr
-    (compiled,) = cache.iterdir()
-    assert str(compiled) in done.stdout
-    assert run("-c", USE, cache=cache).stdout == "done\n"
-
-    done = run("-m", "flax_lstm.native", "--remove", cache=cache)
-    assert (done.returncode, done.stdout) == (0, f"removed {compiled}\n")
-    assert not list(cache.iterdir())
-    done = run("-m", "flax_lstm.native", "--remove", cache=cache)
-    assert (done.returncode, done.stdout) == (0, "no compiled loops to remove\n")
-
-
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [
-        ("no-such-compiler", "CXX: expected a compiler, got 'no-such-compiler'"),
-        ("false", "CXX: expected a C++20 compiler, got exit status 1 from `false "),
-        ("true", "CXX: expected a compiler, got 'true', which wrote no file"),
-        ("c++ 'x", "CXX: expected a compiler's command line, got"),
-    ],
-)
-def test_without_a_compiler_there_is_one_error_and_no_file(compiler, message, tmp_path):
-    done = run("-m", "flax_lstm.native", cache=tmp_path, CXX=compiler)
-    assert done.returncode == 1
-    assert done.stderr.startswith(message)
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_cache_that_is_no_directory_is_named(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    done = run("-m", "flax_lstm.native", cache=file)
-    assert done.returncode == 1
-    assert done.stderr.startswith("can't store the compiled loops: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_the_files_name_tells_the_source(native, monkeypatch, tmp_path):
-    """So that a changed source is never run by loops of the old one."""
-    name = library.CPU.path().name
-    sources = pathlib.Path(library.__file__).parent.glob("*.[hc]*")
-    texts = {source.name: source.read_text("utf-8") for source in sources}
-    assert texts == library._TEXTS
-    texts["layer.h"] += "// changed\n"
-    # In this process it is what it was when the package was imported.
-    monkeypatch.setattr(library, "_SOURCES", tmp_path)
-    library.Library._file_name.cache_clear()
-    assert library.CPU.path().name == name
-    monkeypatch.setattr(library, "_TEXTS", texts)
-    library.Library._file_name.cache_clear()
-    assert library.CPU.path().name != name
-    library.Library._file_name.cache_clear()
+    assert cores.usable_cores() == expected
 
 
 def command_for(source, program, *options):

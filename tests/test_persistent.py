@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +241,16 @@ def test_on_a_gpu(units, batch, native):
         assert_close(got, value_and_gradients(fused)(*arguments))
 
 
+@pytest.mark.parametrize(
+    ("capability", "units"),
+    [("8.0", 64), ("8.9", 64), ("9.0", 128), ("10.0", 128), ("12.0", 64)],
+)
+def test_a_blocks_shared_memory_limits_the_units(capability, units, monkeypatch):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda kind: [gpu])
+    assert _persistent_lstm.most_units() == units
+
+
 def test_more_units_than_a_block_holds_are_fused(on_cpu):
     kernels, fused, arguments = setting(2, 2, 3, 129)
     text = value_and_gradients(kernels).lower(*arguments).as_text()
@@ -298,11 +309,10 @@ def test_kernels_for_another_gpu_are_an_error(tmp_path, monkeypatch):
     )
     nvcc.write_text(f'#!/bin/sh\necho "{warning}" >&2\n')
     nvcc.chmod(0o755)
-    monkeypatch.setenv("NVCC", str(nvcc))
+    monkeypatch.setenv("NVCC", f"{nvcc} -arch=native")
     monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path / "loops"))
-    with pytest.raises(
-        library.BuildError, match=r"(?s)finds this machine's GPU, .*default"
-    ):
+    advice = f"(?s)finds this machine's GPU, .*NVCC='{nvcc} -arch=sm_90' for an H100"
+    with pytest.raises(library.BuildError, match=advice):
         library.GPU.build()
     assert not library.GPU.path().exists()
 

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from kinds import KINDS, unpacked
 
 from flax_lstm import GRUClassifier, LSTMClassifier, RNNClassifier, StackedLSTM
+from flax_lstm._lstm_cell import LSTMCell
 
 T, B, I, H, P = 5, 3, 4, 6, 2  # noqa: E741
 KEY = jax.random.key(0)
@@ -171,6 +172,12 @@ def test_classifier_parameters_are_the_stack_the_pooling_and_a_head(
     params = jax.eval_shape(model.init, KEY, jnp.zeros((B, T, I)))["params"]
     flat = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
     assert flat == expected | HEAD
+
+
+def test_a_cells_two_states_are_two_draws():
+    cell = LSTMCell(H, carry_init=nn.initializers.normal())
+    c, h = cell.initialize_carry(jax.random.key(0), (B, I))
+    assert (c != h).all()
 
 
 FLAX_CELLS = {

@@ -1,11 +1,14 @@
 """Training with optax follows torch.optim's trajectory from the same weights."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from oracle import torch
 from torch_classifier import TorchClassifier
 
@@ -106,8 +109,8 @@ def torch_adamw(parameters):
     return torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.1)
 
 
-def torch_sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+def torch_sgd(parameters, **options):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, **options)
 
 
 # A norm that the gradients of most steps exceed, and those of some do not.
@@ -142,6 +145,19 @@ FOLLOWED = {
     "adam": (torch_adam, optax.chain(optax.adam(RATE), scale_by_torch_biases())),
     "adamw": (torch_adamw, BEFORE_DECAY),
     "sgd": (torch_sgd, optax.chain(SGD, scale_by_torch_biases())),
+    "sgd_with_decay": (
+        partial(torch_sgd, weight_decay=0.1),
+        optax.chain(scale_by_torch_biases(), optax.add_decayed_weights(0.1), SGD),
+    ),
+    "clipped_nesterov_with_decay": (
+        clipping(partial(torch_sgd, weight_decay=0.1, nesterov=True)),
+        optax.chain(
+            clip_by_torch_global_norm(MAX_NORM),
+            scale_by_torch_biases(),
+            optax.add_decayed_weights(0.1),
+            optax.sgd(0.1, momentum=0.9, nesterov=True),
+        ),
+    ),
     "clipped_adam": (
         clipping(torch_adam),
         optax.chain(
@@ -192,6 +208,10 @@ NOT_FOLLOWED = {
         optax.chain(optax.clip_by_global_norm(MAX_NORM), SGD, scale_by_torch_biases()),
     ),
     "not_clipped": (clipping(torch_sgd), FOLLOWED["sgd"][1]),
+    "sgd_with_decay_before": (
+        FOLLOWED["sgd_with_decay"][0],
+        optax.chain(optax.add_decayed_weights(0.1), SGD, scale_by_torch_biases()),
+    ),
 }
 
 
@@ -238,6 +258,20 @@ def test_only_biases_that_are_a_sum_are_doubled(kind, options, modules):
         for direction in ("", "_reverse")
         for module in modules
     }
+
+
+@pytest.mark.parametrize("sep", ["/", ".", None])
+@pytest.mark.parametrize(
+    "transformation", [scale_by_torch_biases(), clip_by_torch_global_norm(1.0)]
+)
+def test_a_flat_tree_is_treated_as_the_nested_one(transformation, sep):
+    variables = StackedLSTM(I, H).init(jax.random.key(0), jnp.zeros((T, B, I)))
+    nested = jax.tree.map(jnp.ones_like, variables["params"])
+    state = optax.EmptyState()
+    expected, _ = transformation.update(nested, state)
+    got, _ = transformation.update(flatten_dict(nested, sep=sep), state)
+    expected = flatten_dict(expected, sep=sep)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_biases_in_a_box_are_doubled_too():

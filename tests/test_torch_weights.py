@@ -276,6 +276,10 @@ def without(*names):
 WRONG_STATE_DICTS = {
     "empty": ({}, r"missing bias_hh_l0, bias_ih_l0, weight_hh_l0, weight_ih_l0$"),
     "missing": (without("weight_hh_l1"), r"missing weight_hh_l1$"),
+    "a_cell": (
+        {k: np.ones(12) for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")},
+        r"names such as weight_ih_l0, got those of a single cell, weight_ih; add _l0",
+    ),
     "two_missing": (
         without("bias_hh_l0", "weight_ih_l1"),
         r"missing bias_hh_l0, weight_ih_l1$",

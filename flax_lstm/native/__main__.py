@@ -52,8 +52,8 @@ def main() -> int:
     try:
         if arguments.remove:
             removed = loops.remove()
-            for file in removed:
-                print(f"removed {file}")
+            for path in removed:
+                print(f"removed {path}")
             if not removed:
                 print("no compiled loops to remove")
         else:
