@@ -5,8 +5,9 @@ import platform
 import pytest
 from own_process import number_from
 
-from experiments import allocator
+from experiments import allocator, run
 from experiments.benchmark.sizes import NOTES
+from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
 
 
@@ -47,3 +48,29 @@ def test_the_notes_run_holds_enough_for_it():
     assert HyperParameters().step_bytes == NOTES.step_bytes
     assert allocator.step_bytes(100, 28, 128, 2) == NOTES.step_bytes
     assert allocator.LARGE_BYTES < NOTES.step_bytes < 2 * allocator.LARGE_BYTES
+
+
+def test_both_directions_of_a_layer_are_held():
+    expected = allocator.step_bytes(100, 28, 2 * 128, 2)
+    assert HyperParameters(bidirectional=True).step_bytes == expected
+
+
+def test_a_run_keeps_memory_by_what_its_step_holds(monkeypatch, tmp_path):
+    asked = []
+
+    def note(bytes_at_once):
+        asked.append(bytes_at_once)
+        raise RunError("enough")
+
+    monkeypatch.setattr(run, "keep_if_large", note)
+    with pytest.raises(RunError, match=r"^enough$"):
+        run.train_and_test(
+            HyperParameters(),
+            num_epochs=1,
+            dataset="digits",
+            data_dir=None,
+            manual_dir=None,
+            workdir=str(tmp_path),
+            num_devices=10**6,  # Which are refused, in case it goes on.
+        )
+    assert asked == [NOTES.step_bytes]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import mmap
 import multiprocessing
 import os
 import pathlib
@@ -354,6 +355,25 @@ def test_memory_is_measured_in_a_process_of_its_own():
     peak = child.in_process(memory.peak_bytes, FlaxRNN(), sizes)
     # At least one number of float32 a unit and step.
     assert peak > 64 * 64 * 64 * 4
+
+
+class CompilesAtLength:
+    """Has much memory for a moment, which is the system's again before it works."""
+
+    MUCH = 2**26
+
+    def training(self, sizes):
+        size = self.MUCH if sizes == NOTES else mmap.PAGESIZE
+        with mmap.mmap(-1, size) as memory:
+            for start in range(0, size, mmap.PAGESIZE):
+                memory[start] = 1
+        return lambda: None
+
+
+@pytest.mark.skipif(not memory.can_measure(), reason="only Linux tells the peak")
+def test_what_compiling_takes_is_not_counted_as_memory():
+    compiles = CompilesAtLength()
+    assert memory.peak_bytes(compiles, NOTES) < compiles.MUCH / 2
 
 
 def test_a_process_that_dies_is_an_error():

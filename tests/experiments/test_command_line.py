@@ -16,7 +16,7 @@ import pytest
 from commands import arguments, assert_one_line_error, command, command_anew, train
 from PIL import Image
 
-from experiments import metrics
+from experiments import checkpoints, metrics
 from experiments.devices import require_rows
 from experiments.errors import RunError, within_memory
 from experiments.hyper_parameters import HyperParameters
@@ -233,6 +233,13 @@ def test_a_run_that_lost_its_first_checkpoint_says_that_it_begins_anew(
     message = "No checkpoint of the epoch in metrics.jsonl: begins anew"
     assert done.stdout.count(message) == 1
     assert [row["epoch"] for row in metrics.rows(str(tmp_path))] == [1]
+
+
+def test_a_run_that_lost_the_checkpoints_of_two_epochs_does_not(trained, tmp_path):
+    lines = (trained[0] / metrics.FILE_NAME).read_text().splitlines(keepends=True)
+    (tmp_path / metrics.FILE_NAME).write_text("".join(lines[:2]))
+    with pytest.raises(RunError, match=r"there is none, but 2 epochs in metrics"):
+        checkpoints.find(str(tmp_path))
 
 
 PATHS = {

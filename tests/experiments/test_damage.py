@@ -8,6 +8,7 @@ import threading
 import pytest
 from commands import assert_one_line_error, assert_same_run, command, train
 
+from experiments.checkpoints import set_aside
 from experiments.errors import RunError
 from experiments.lock import is_held, sole_use
 from experiments.restored import restore
@@ -102,6 +103,14 @@ def test_training_goes_back_to_the_newest_sound_checkpoint(trained, workdir):
     assert "Restored: epoch 19, step 285" in output
     assert (workdir / f"damaged-{NEWEST}").is_dir()
     assert_same_run(workdir, trained[0])
+
+
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):
+    for _ in range(2):
+        (tmp_path / "7" / "params").mkdir(parents=True)
+        (tmp_path / "7.sha256").touch()
+        set_aside(str(tmp_path), {7: "7.sha256 is damaged"})
+    assert sorted(os.listdir(tmp_path)) == ["damaged-7", "damaged-7-2"]
 
 
 def test_prediction_refuses_unless_told_a_step(workdir):

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets", reason="it prepares MNIST")
 
 from experiments.data import choose, digits, mnist, mnist_rows
+from experiments.data.dataset import Share
 from experiments.data.idx import read_idx
 from experiments.errors import RunError
 
@@ -126,6 +127,31 @@ def test_builder_prepares_once_and_reads_what_the_files_hold(small_mnist, tmp_pa
             found = sorted(zip(split.images.tolist(), split.labels, strict=True))
             assert found == sorted(zip(images.tolist(), labels, strict=True))
     assert "tensorflow" not in sys.modules
+
+
+@needs_array_record
+def test_a_process_reads_its_share_and_knows_of_the_others(small_mnist, tmp_path):
+    data_dir, folder = str(tmp_path / "data"), str(small_mnist[0])
+    whole = mnist.load(data_dir, folder)
+    parts = [mnist.load(data_dir, folder, Share(index, 2)) for index in range(2)]
+    for name, total in (("train", 20), ("test", 7)):
+        joined = [part.split(name).images for part in parts]
+        expected = whole.split(name).images
+        np.testing.assert_array_equal(np.concatenate(joined), expected)
+        assert [part.split(name).total for part in parts] == [total, total]
+
+
+@needs_array_record
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", ""), ("fashion_mnist", "/fashion_mnist")]
+)
+def test_files_of_the_same_names_lie_in_different_folders(
+    name, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mnist, "_why_unreachable", lambda url: "no network in tests")
+    expected = rf" {tmp_path}/downloads/manual{folder} lacks {mnist.FILES[0]}, "
+    with pytest.raises(RunError, match=expected):
+        mnist.load(str(tmp_path), None, name=name)
 
 
 @needs_array_record

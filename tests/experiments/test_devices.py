@@ -1,5 +1,7 @@
 """A batch spread over devices is the batch; and which devices there are."""
 
+import types
+
 import compiled_loops
 import hypothesis.strategies as st
 import jax
@@ -82,6 +84,15 @@ def test_sums_of_other_devices_are_all_kept():
 @pytest.mark.parametrize(("batch_size", "count"), [(100, 4), (49, 1), (50, 2), (1, 1)])
 def test_every_device_has_at_least_25_rows(batch_size, count):
     assert devices.row_mesh(batch_size).size == min(count, jax.device_count())
+
+
+def test_the_rows_of_a_batch_are_spread_over_all_processes(monkeypatch):
+    own, others = ([types.SimpleNamespace(process_index=p)] * 8 for p in (0, 1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: own)
+    monkeypatch.setattr(jax, "devices", lambda: own + others)
+    monkeypatch.setattr(devices, "_mesh", lambda chosen: chosen)
+    assert [d.process_index for d in devices.row_mesh(100)] == [0, 0, 1, 1]
 
 
 def test_more_devices_than_there_are():

@@ -1,6 +1,7 @@
 """The drawing page's server, asked without a socket where possible."""
 
 import base64
+import dataclasses
 import http.client
 import io
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,9 +19,11 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("flask", reason="the page is served by Flask")
 
+from experiments import answers
 from experiments.data import digits
+from experiments.draw import server
 from experiments.draw.app import MAX_BODY, create_app, require_host
-from experiments.draw.reader import HARDEST, Reader
+from experiments.draw.reader import HARDEST, Reader, find_test_digits
 from experiments.errors import RunError
 from experiments.restored import restore
 from flax_lstm import load_classifier
@@ -106,6 +110,29 @@ def test_the_hardest_are_those_of_the_largest_loss(client, logits):
     hardest = client.get("/api/hardest").json
     assert [hard["index"] for hard in hardest] == np.argsort(-losses)[:HARDEST].tolist()
     assert all(hard["answer"] == logits[hard["index"]].argmax() for hard in hardest)
+
+
+def test_the_hardest_are_looked_for_once(classifier, monkeypatch):
+    asked, answer_all = [], answers.answer_all
+
+    def slowly(*arguments):
+        asked.append(arguments)
+        time.sleep(0.2)
+        return answer_all(*arguments)
+
+    monkeypatch.setattr(answers, "answer_all", slowly)
+    reader = Reader(classifier, digits.load())
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: reader.hardest(), range(2))
+    assert first == second
+    assert len(asked) == 1
+
+
+def test_the_digits_of_a_validated_run_are_those_held_out(classifier):
+    validated = dataclasses.replace(classifier, validated=True)
+    data = find_test_digits(validated, None, None)
+    held_out = digits.load().validating().test
+    np.testing.assert_array_equal(data.test.images, held_out.images)
 
 
 def test_the_page_says_what_the_model_was_trained_on(client):
@@ -277,6 +304,23 @@ def test_what_is_no_name_and_no_address_is_refused(host):
 def test_the_command_asks_for_such_a_name(flag):
     done = command("draw", "--workdir=none", f"{flag}=")
     assert_one_line_error(done, f"{flag}: expected a name or an address")
+
+
+def test_the_command_has_the_step_that_is_asked_for(trained):
+    nowhere = "--host=192.0.2.1"  # Of no machine, in case it gets there.
+    done = command("draw", f"--workdir={trained[0]}", "--step=7", nowhere)
+    assert_one_line_error(done, "--step: expected one of [270, 285, 300]")
+
+
+@pytest.mark.parametrize(("host", "every"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_who_listens_on_every_address_is_told(host, every, monkeypatch, capsys):
+    functions = ("serve_forever", "server_close", "shutdown")
+    made = types.SimpleNamespace(**dict.fromkeys(functions, lambda: None))
+    monkeypatch.setattr(server, "make_server", lambda *_, **options: made)
+    monkeypatch.setattr(server, "_on_interrupt", lambda end: None)
+    server.serve(None, host, 0)
+    told = f"--host={host} listens on every address of this machine"
+    assert (told in capsys.readouterr().out) == every
 
 
 def test_the_server_as_a_process(trained):

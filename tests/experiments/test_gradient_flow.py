@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import command
 
-from experiments.gradient_flow import measure
+from experiments.gradient_flow import measure, recall
 from experiments.gradient_flow.networks import HIDDEN_SIZE, FirstWeights
 from experiments.gradient_flow.recall import SYMBOLS, examples
 from experiments.gradient_flow.report import table
@@ -109,6 +109,22 @@ def test_only_the_first_step_tells_the_label():
     means = [rest[labels == label].mean() for label in range(SYMBOLS)]
     # 0.3 / √(125 · 19 · 4) = 0.003 is the deviation of such a mean.
     assert np.abs(means).max() < 0.015
+
+
+def test_every_update_and_the_test_have_examples_of_their_own(monkeypatch):
+    sums = []
+
+    def noted(*arguments):
+        sequences, labels = examples(*arguments)
+        jax.debug.callback(lambda value: sums.append(float(value)), sequences.sum())
+        return sequences, labels
+
+    monkeypatch.setattr(recall, "examples", noted)
+    model = LSTMClassifier(SYMBOLS, SYMBOLS, H, num_layers=1)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1, SYMBOLS)))["params"]
+    recall.train(model, params, steps=3, updates=4, seed=0)
+    jax.effects_barrier()
+    assert len(sums) == len(set(sums)) == 5
 
 
 @pytest.mark.parametrize(

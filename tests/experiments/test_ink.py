@@ -39,6 +39,16 @@ def test_a_shadow_is_no_ink(light, ink_grey):
     assert 107 <= columns.min() <= columns.max() <= 213
 
 
+def test_where_ink_is_light_a_shadow_in_the_middle_is_none_either():
+    """Both are farther from the rim's greys than paper is."""
+    drawn = ring()
+    distance = np.hypot(ROWS - 120, COLUMNS - 160)
+    light = 1 - 0.6 * np.exp(-((distance / 60) ** 2) / 2)
+    ink = find_ink(((60 + 140 * drawn) * light).astype(np.uint8))
+    # As above: edges may move by a pixel.
+    assert ((ink > 0.5) != (drawn > 0.5)).sum() < 630
+
+
 @pytest.mark.parametrize(("paper", "ink"), [(255, 0), (0, 255), (90, 20), (20, 90)])
 def test_ink_may_be_darker_or_lighter_than_its_paper(paper, ink):
     drawn = ring()
@@ -69,6 +79,14 @@ def test_thickened_on_either_side():
     ink[4] = 1
     thick = thickened(ink, 2)
     assert (thick.max(axis=1) > 0.5).sum() == 5
+
+
+@pytest.mark.parametrize(("margin", "width"), [(0.5, 4), (1, 5), (2, 7)])
+def test_thickened_beyond_the_old_sheet(margin, width):
+    thick = thickened(np.ones((3, 3)), margin)
+    for axis in (0, 1):
+        assert (thick.max(axis=axis) > 0).sum() == width
+    assert not np.concatenate([thick[[0, -1]].ravel(), thick[:, [0, -1]].ravel()]).any()
 
 
 def test_otsu_finds_the_gap():

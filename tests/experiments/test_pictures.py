@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from commands import assert_one_line_error, command, command_anew
+from matplotlib.colors import same_color
 from PIL import Image
 
 from experiments import metrics
@@ -12,12 +13,14 @@ from experiments.answers import Answers, answer_all
 from experiments.data import digits
 from experiments.errors import RunError
 from experiments.model_input import ModelInput
-from experiments.pictures import curves
+from experiments.pictures import confusion, curves, gates, mistakes
 from experiments.pictures.confusion import counts_of, save_confusion
 from experiments.pictures.curves import save_curves
+from experiments.pictures.gates import save_gates
 from experiments.pictures.mistakes import save_mistakes
 from experiments.pictures.png import save_png
-from experiments.reading import LayerTrace
+from experiments.prediction import Prediction
+from experiments.reading import LayerTrace, Reading
 from experiments.restored import restore
 
 RUN_PICTURES = ("curves", "confusion", "mistakes")
@@ -156,8 +159,39 @@ for split in ("train", "test"):
 def drawn(monkeypatch):
     """The figures that would be saved."""
     figures = []
-    monkeypatch.setattr(curves, "save_png", lambda figure, path: figures.append(figure))
+    for module in (confusion, curves, gates, mistakes):
+        monkeypatch.setattr(
+            module, "save_png", lambda figure, path: figures.append(figure)
+        )
     return figures
+
+
+def test_all_right_and_all_wrong_are_drawn_half_an_example_short_of_it(drawn):
+    row = ROW | {"train_accuracy": 1.0, "test_accuracy": 0.0}
+    save_curves([row], "")
+    _, accuracy = drawn[0].axes
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[0.75], [0.25]]
+
+
+def test_numbers_of_runs_of_different_length_say_after_which_epoch(drawn):
+    curves.save_comparison({"a": [ROW], "b": [ROW, ROW | {"epoch": 2}]}, "")
+    texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert texts == ["a  0.5000 after 1", "b  0.5000 after 2"]
+
+
+def test_a_count_stands_in_the_row_of_its_label_and_the_column_of_its_answer(drawn):
+    save_confusion(three_answers([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), "")
+    (axes,) = drawn[0].axes
+    places = {text.get_position(): text.get_text() for text in axes.texts}
+    assert places == {(0, 0): "1", (0, 1): "2"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("answer", "label")
+
+
+def test_of_a_mistakes_bars_the_answers_is_orange_and_the_labels_blue(drawn):
+    save_mistakes(three_answers([1], [[0.2, 0.1, 0.7]]), digits.load(), "")
+    _, bars = drawn[0].axes
+    colors = [bar.get_facecolor() for bar in bars.patches]
+    assert all(map(same_color, colors, ("lightgray", "tab:blue", "tab:orange")))
 
 
 def test_a_name_that_matplotlib_would_leave_out_is_in_the_legend(drawn):
@@ -182,9 +216,23 @@ def test_many_runs_stay_apart(drawn, name):
         assert [tuple(line.get_color()) for line in axes.lines] == colors
 
 
+# Of three units, which are largest in the last row, the first, and the second.
+C = np.array([[0.1, -3.0, 0.0], [0.0, 1.0, 0.2], [-0.5, 0.0, 0.1]])
+
+
 def test_units_are_sorted_by_the_row_of_their_peak():
-    c = np.array([[0.1, -3.0, 0.0], [0.0, 1.0, 0.2], [-0.5, 0.0, 0.1]])
-    assert LayerTrace("layer_0", c, c, c, c).units_by_peak().tolist() == [1, 2, 0]
+    assert LayerTrace("layer_0", C, C, C, C).units_by_peak().tolist() == [1, 2, 0]
+
+
+def test_gates_and_cell_states_are_drawn_in_that_order(drawn):
+    of_gates = C + 1, C + 2, C + 3
+    reading = Reading((LayerTrace("layer_0", *of_gates, C),), np.eye(3))
+    shown = Prediction(np.zeros((3, 3)), 16, np.ones(3), np.ones(3) / 3, None)
+    save_gates(reading, shown, "")
+    panels = [a for a in drawn[0].axes if a.get_title().startswith("layer_0: ")]
+    for axes, values in zip(panels, (*of_gates, C), strict=True):
+        (image,) = axes.images
+        np.testing.assert_array_equal(image.get_array(), values[:, [1, 2, 0]])
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -287,6 +288,17 @@ def test_no_checkpoint_to_predict_with(tmp_path):
 def test_index_beyond_the_split(trained):
     done = command("predict", f"--workdir={trained[0]}", "--index=360")
     assert_one_line_error(done, "--index: expected 0 to 359 in the test split")
+
+
+def test_an_example_of_the_training_split(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    data = digits.load()
+    of_train, of_test = (data.split(name).labels[:360] for name in ("train", "test"))
+    index = np.flatnonzero(of_train != of_test)[0]
+    flags = "--split=train", f"--index={index}"
+    done = command("predict", f"--workdir={workdir}", *flags)
+    assert f"Label: {of_train[index]}\n" in done.stdout, done.stderr
+    assert (workdir / f"train-{index}.png").exists()
 
 
 def test_image_that_is_none(trained, tmp_path):

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from commands import (
     arguments,
@@ -24,7 +26,11 @@ from commands import (
     training,
 )
 
+from experiments import processes, run
+from experiments.checkpoints import Checkpoints
 from experiments.data.idx import read_idx
+from experiments.errors import RunError
+from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from experiments.stopping import StopRequest
 from flax_lstm.checkpoint import read_config
@@ -191,6 +197,28 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
+def test_afterwards_a_signal_does_what_it_did_before():
+    def own(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with StopRequest():
+            assert signal.getsignal(signal.SIGTERM) is not own
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_to_any_process_stops_all(monkeypatch):
+    told = [[3, 0], [5, signal.SIGTERM]]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda own: np.array(told)
+    )
+    assert processes.agree(*told[0]) == (3, signal.SIGTERM)
+
+
 def test_a_second_signal_ends_at_once():
     code = """if True:
         import os, signal
@@ -302,6 +330,40 @@ def test_a_second_run_on_one_workdir_is_refused(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
     with sole_use(str(tmp_path)):
         pass
+
+
+def test_a_run_that_is_refused_names_the_one_that_is_there(tmp_path):
+    (tmp_path / ".lock").write_text("12345678\n")  # Of an earlier one.
+    with sole_use(str(tmp_path)):
+        message = rf"in use by another run \(process {os.getpid()}\)$"
+        with pytest.raises(RunError, match=message), sole_use(str(tmp_path)):
+            pass
+
+
+class _Enough(Exception):
+    pass
+
+
+def test_an_epochs_row_is_written_before_its_checkpoint(tmp_path, monkeypatch):
+    """A run that is killed in between has a row too many, and never one too few."""
+    found = []
+
+    def save(*arguments):
+        found.extend(rows_of(tmp_path))
+        raise _Enough
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(_Enough):
+        run.train_and_test(
+            HyperParameters(hidden_size=4, num_layers=1, batch_size=1437),
+            num_epochs=1,
+            dataset="digits",
+            data_dir=None,
+            manual_dir=None,
+            workdir=str(tmp_path),
+            num_devices=1,
+        )
+    assert [row["epoch"] for row in found] == [1]
 
 
 @pytest.mark.slow

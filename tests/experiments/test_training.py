@@ -1,5 +1,7 @@
 """Steps and epochs: what they count, draw and update, and how they are cut."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import optax
 import pytest
 from made_up_epochs import MODEL_INPUT, after_an_epoch, made_up_split
 
-from experiments import devices, training
+from experiments import devices, run, training
 from experiments.augmentation import Warp
 from experiments.batches import Batch, DeviceSplit
 from experiments.data.dataset import Split
+from experiments.errors import RunError
 from experiments.evaluation import evaluate
+from experiments.stopping import StopRequest
 from experiments.train_state import create_state, optimizer
 from experiments.training import Epochs
 from flax_lstm import LSTMClassifier
@@ -158,3 +162,15 @@ def test_the_rest_of_an_epoch_does_not_set_the_pace(monkeypatch):
     )
     assert chunks == [1, 2, 4, 1]
     assert progress.next_chunk == 8
+
+
+def test_the_step_whose_loss_is_not_finite_is_counted_over_all_epochs(tmp_path):
+    """The sixth, in an epoch that goes on behind its second step."""
+    mesh = devices.row_mesh(10, 1)
+    epochs = Epochs(DeviceSplit.of(made_up_split(30), mesh), 10, MODEL_INPUT, mesh)
+    state = create_state(LSTMClassifier(10, 8, 4, 1), optimizer(1e-3), 0, (8, 8))
+    lost = jax.tree.map(lambda p: p * jnp.nan, state.params)
+    state = state.replace(params=lost, step=5)
+    progress = dataclasses.replace(epochs.start(), steps=2)
+    with pytest.raises(RunError, match="not finite in epoch 2, step 6;"):
+        run._run_epoch(state, epochs, 2, progress, StopRequest(), str(tmp_path))

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from experiments.errors import RunError
+from experiments.metrics import MetricsFile
 from experiments.whole_file import replacing, require_writable, write_whole
 
 
@@ -71,3 +72,30 @@ def test_what_is_no_file_is_not_replaced(make, tmp_path):
             write()
     assert os.path.samestat(before, os.stat(path))
     assert os.listdir(tmp_path) == ["there"]
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was on the disk of each file, by its number, when that was waited for."""
+    contents, fsync = {}, os.fsync
+
+    def note(number):
+        fsync(number)
+        status = os.fstat(number)
+        contents[status.st_ino] = status.st_size
+
+    monkeypatch.setattr(os, "fsync", note)
+    return contents
+
+
+def test_a_file_is_on_the_disk_when_it_takes_the_place_of_the_old_one(synced, tmp_path):
+    path = tmp_path / "file"
+    write_whole({str(path): b"new"})
+    assert synced[path.stat().st_ino] == len(b"new")
+
+
+def test_a_row_of_metrics_is_on_the_disk_before_its_checkpoint(synced, tmp_path):
+    file = MetricsFile(str(tmp_path), restored_epoch=0)
+    file.append({"epoch": 1})
+    status = (tmp_path / "metrics.jsonl").stat()
+    assert synced[status.st_ino] == status.st_size > 0
