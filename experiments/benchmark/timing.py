@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from experiments import streams
+
 Work = Callable[[], None]
 """Does one unit of work and returns when it is done."""
 
@@ -69,7 +71,8 @@ def in_turn(
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times each contender once a round, so that all see the same machine.
 
-    Each is called beforehand, where compiling and first allocations fall. A sample
+    Each is called beforehand, where compiling and first allocations fall; a line on
+    stderr tells of that call, lest nothing is known if the run is cut short. A sample
     is the mean of as many calls as take 0.1 s, after some that are not timed, in which
     the caches and thread pools of the one before give way (work of more than half a
     second goes without). Every round begins with another contender.
@@ -87,13 +90,19 @@ def in_turn(
     calls, settle, failed = {}, {}, {}
     for name, work in contenders.items():
         try:
+            start = time.perf_counter()
             once = work(1)
+            ready = time.perf_counter() - start
             if once < _LONG_SECONDS:
                 once = work(1)  # The first one may have compiled.
         except Exception as error:
             first_line = next(iter(str(error).splitlines()), "")
             failed[name] = f"{type(error).__name__}: {first_line}"
+            streams.note(f"  {name}: {failed[name]}")
             continue
+        streams.note(
+            f"  {name}: {1000 * once:.3g} ms a call, ready after {ready:.1f} s"
+        )
         settle[name] = (
             max(1, round(_SETTLE_SECONDS / once)) if once < _LONG_SECONDS else 0
         )
