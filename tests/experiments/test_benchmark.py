@@ -6,6 +6,7 @@ import mmap
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -162,7 +163,7 @@ def test_a_sample_is_of_many_short_calls_after_some_that_are_not_timed():
     assert asked == [1, 1, *[5, 10] * 2]
 
 
-def test_who_fails_at_first_is_left_out_and_the_others_are_timed():
+def test_who_fails_at_first_is_left_out_and_the_others_are_timed(capsys):
     def failing():
         raise OSError("no such library\nand more")
 
@@ -177,6 +178,11 @@ def test_who_fails_at_first_is_left_out_and_the_others_are_timed():
     assert failed == {"broken": "OSError: no such library"}
     assert list(timings) == ["sound"]
     assert made == [1]
+    # Said at once, should the run be cut short.
+    told = (
+        r"  broken: OSError: no such library\n  sound: .* ms a call, ready after .* s\n"
+    )
+    assert re.fullmatch(told, capsys.readouterr().err)
     assert in_turn({"broken": works["broken"]}, seconds=60) == ({}, failed)
 
 
