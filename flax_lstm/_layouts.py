@@ -89,6 +89,16 @@ def _sharded_like_rows(state: jax.Array, x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(state, jax.P(None, rows, width))
 
 
+@jax.jit
+def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """`x` where `mask` holds, and else zeros, in the explicit sharding of `x`.
+
+    Compiled: outside of `jax.jit` the mask can take it only in a mesh's context.
+    """
+    mask = jax.sharding.reshard(mask, jax.typeof(x).sharding)
+    return jnp.where(mask, x, jnp.zeros_like(x))
+
+
 @functools.partial(jax.jit, static_argnames=("batch_first", "batched"))
 def as_given(
     output: jax.Array, state: State, *, batch_first: bool, batched: bool

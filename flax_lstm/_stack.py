@@ -28,7 +28,7 @@ from flax_lstm._initializers import (
     torch_uniform,
 )
 from flax_lstm._layers import StackRecurrence, layer_by_layer
-from flax_lstm._layouts import as_given, time_major
+from flax_lstm._layouts import as_given, masked, time_major
 from flax_lstm._recurrence import Recurrence, scan_over_time
 from flax_lstm._remat import remat_over_time
 
@@ -264,13 +264,12 @@ class RecurrentStack(nn.Module, kw_only=True):
                 f"deterministic=False, got none; pass rngs={{'dropout': key}}"
             )
         drop_out = nn.Dropout(self.dropout)
-        kept = 1 - self.dropout
-        sharding = jax.typeof(x).sharding
-        if not (kept and any(sharding.spec)):
+        kept = 1 - float(self.dropout)
+        if not (kept and any(jax.typeof(x).sharding.spec)):
             return drop_out(x, deterministic=False)
         # Flax draws the mask without the explicit sharding that `x` has.
         mask = drop_out(jnp.ones(x.shape, x.dtype), deterministic=False) != 0
-        return jnp.where(jax.sharding.reshard(mask, sharding), x / kept, 0)
+        return masked(mask, x / kept)
 
     @nn.nowrap
     def checked_input(

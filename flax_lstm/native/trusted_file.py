@@ -63,10 +63,11 @@ def _held(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
     They may own a folder above it. Where the system has no such paths, `folder` itself.
     """
-    if not _DESCRIPTORS.is_dir():
+    if not (hasattr(os, "O_PATH") and _DESCRIPTORS.is_dir()):
         yield folder
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    # Which takes no permission to list what the folder holds.
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield _DESCRIPTORS / str(descriptor)
     finally:
