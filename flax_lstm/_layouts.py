@@ -93,7 +93,8 @@ def _sharded_like_rows(state: jax.Array, x: jax.Array) -> jax.Array:
 def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
     """`x` where `mask` holds, and else zeros, in the explicit sharding of `x`.
 
-    Compiled: outside of `jax.jit` the mask can take it only in a mesh's context.
+    Compiled: outside of `jax.jit` the mask can take it only in a mesh's context, which
+    JAX before 0.12 does not ask for.
     """
     mask = jax.sharding.reshard(mask, jax.typeof(x).sharding)
     return jnp.where(mask, x, jnp.zeros_like(x))
