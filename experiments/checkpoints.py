@@ -171,7 +171,8 @@ class Checkpoints:
             raise RunError(
                 f"--workdir: expected a writable folder, got {workdir} ({error})"
             ) from error
-        self._folder = os.stat(workdir)
+        # Held open, so that no folder made after it gets its number.
+        self._folder = os.open(workdir, os.O_RDONLY)
         self._failed = False
         self._workdir = workdir
         self._dataset = dataset
@@ -269,10 +270,11 @@ class Checkpoints:
 
     def _require_same_folder(self) -> None:
         """Orbax would recreate a folder that was removed, without its contents."""
-        if not os.path.samestat(self._folder, os.stat(self._workdir)):
+        if not os.path.samestat(os.fstat(self._folder), os.stat(self._workdir)):
             raise FileNotFoundError("the folder was replaced during the run")
 
     def close(self) -> None:
+        os.close(self._folder)
         if not self._failed:  # After a failure Orbax would wait for ever.
             self._manager.close()
 

@@ -21,8 +21,10 @@ from flax_lstm import (
 from flax_lstm.checkpoint import (
     FORMAT_VERSION,
     PARAMS,
+    DamagedCheckpointError,
     classifier_from_options,
     classifier_options,
+    verify,
     write_manifest,
 )
 
@@ -160,6 +162,32 @@ def test_a_manifest_is_whole_or_not_there(checkpoint_of_text, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_manifest(str(checkpoint_of_text), 3)
     assert not (checkpoint_of_text / "3.sha256").exists()
+
+
+def test_a_manifest_that_was_cut_short_is_damaged(checkpoint_of_text):
+    write_manifest(str(checkpoint_of_text), 3)
+    manifest = checkpoint_of_text / "3.sha256"
+    for size in (manifest.stat().st_size - 1, 0):
+        os.truncate(manifest, size)
+        with pytest.raises(DamagedCheckpointError, match=r"3: 3\.sha256 is damaged$"):
+            verify(str(checkpoint_of_text), 3)
+
+
+def test_a_process_of_several_loads_by_itself(tmp_path, monkeypatch):
+    model = MODELS["gru"]
+    save(tmp_path, model, model.init(jax.random.key(0), X))
+    given = []
+
+    def note(*arguments, options):
+        given.append(options.multiprocessing_options)
+        raise RuntimeError
+
+    monkeypatch.setattr(ocp, "CheckpointManager", note)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(RuntimeError):
+        load_classifier(tmp_path)
+    assert given[0].primary_host == 1
+    assert given[0].active_processes == {1}
 
 
 def test_a_checkpoint_of_no_classifier_is_one_clear_error(tmp_path, monkeypatch):

@@ -261,6 +261,28 @@ def test_rules_in_force_shard_what_is_in_a_box(implementation, options):
     assert '[{}, {"rows"}]' not in text(("in", None), ("out", None))
 
 
+class OfConstrainedGates(StackedLSTM):
+    def make_cell(self, dtype, name):
+        gate = constrained_sigmoid
+        return LSTMCell(self.hidden_size, gate_fn=gate, dtype=dtype, name=name)
+
+
+def constrained_sigmoid(z):
+    return nn.with_logical_constraint(jax.nn.sigmoid(z), (None, "units"))
+
+
+def test_rules_in_force_are_those_of_what_a_gate_calls():
+    stack = OfConstrainedGates(I, H, implementation="scan")
+    variables = stack.init(KEY, X)
+
+    def text(units):
+        with jax.set_mesh(mesh_of_cpus()), nn.logical_axis_rules([("units", units)]):
+            return jax.jit(lambda v, x: stack.apply(v, x)).lower(variables, X).as_text()
+
+    assert '[{}, {"rows"}]' in text("rows")
+    assert '[{}, {"rows"}]' not in text(None)
+
+
 @pytest.mark.parametrize("implementation", ["scan", "fused"])
 def test_what_is_run_has_the_layers_name(implementation):
     stack = StackedLSTM(I, H, 3, implementation=implementation)

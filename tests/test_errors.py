@@ -774,3 +774,15 @@ def test_weights_are_real_numbers(implementation):
     message = r"^params: .*, got an array .* complex64 as layer_0/ii/kernel\b"
     with pytest.raises(TypeError, match=message):
         lstm.apply(variables, x)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_weights_are_no_tensors_of_torch(implementation):
+    torch = pytest.importorskip("torch", reason="its tensors are the weights")
+    lstm = StackedLSTM(I, H, implementation=implementation)
+    x = jnp.ones((T, B, I))
+    variables = lstm.init(jax.random.key(0), x)
+    variables["params"]["layer_0"]["ii"]["kernel"] = torch.zeros(I, H)
+    message = r"^params: .*, got an array .* torch\.float32 as layer_0/ii/kernel\b"
+    with pytest.raises(TypeError, match=message):
+        lstm.apply(variables, x)

@@ -131,6 +131,23 @@ def test_gradients_of_many_rows_and_steps_keep_their_digits(native):
     jax.tree.map(check, got, expected)
 
 
+def test_tanh_is_nowhere_beyond_one(native):
+    """It reaches 1 where its polynomials end, and stays there."""
+    units = 512
+    lstm = StackedLSTM(1, units, implementation="native")
+    x = jnp.zeros((2, 3, 1))
+    variables = jax.tree.map(jnp.zeros_like, lstm.init(jax.random.key(0), x))
+    z = np.linspace(7, 12, units, dtype=np.float32)
+    # c is tanh(z) of the last step.
+    for gate, bias in (("i", 100.0), ("f", -100.0), ("g", z)):
+        module = variables["params"]["layer_0"][f"h{gate}"]
+        module["bias"] = jnp.broadcast_to(jnp.float32(bias), units)
+    _, (_, c_n) = lstm.apply(variables, x)
+    assert c_n.max() <= 1
+    assert (c_n[..., z > 9.1] == 1).all()
+    np.testing.assert_allclose(c_n[0, 0], np.tanh(z), rtol=7 * 2**-24)
+
+
 def test_no_bias_has_no_gradient_of_one(native):
     loops, fused, arguments = setting(3, 4, 2, 5, bias=False)
     (_, gradients), (_, expected) = (

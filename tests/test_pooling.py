@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 
 from flax_lstm import GRUClassifier, StackedGRU
+from flax_lstm._pooling import mean_over_steps
 
 B, T, I, H = 4, 6, 3, 5  # noqa: E741
 LENGTHS = np.array([4, 0, T, 1])
@@ -210,3 +211,11 @@ def test_a_bfloat16_attentions_gradients_are_those_of_float32_up_to_rounding():
         assert jnp.linalg.norm(got - expected) < 0.03 * jnp.linalg.norm(expected)
 
     jax.tree.map(check, gradient(dtype=jnp.bfloat16), gradient())
+
+
+def test_a_mean_is_over_the_very_number_of_steps():
+    """bfloat16 itself counts in twos from 256 on."""
+    lengths = jnp.array([3, 259])
+    valid = jnp.arange(300)[:, None] < lengths
+    ones = valid[..., None].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(mean_over_steps(ones, lengths), jnp.ones((2, 1)))

@@ -260,6 +260,17 @@ def test_only_biases_that_are_a_sum_are_doubled(kind, options, modules):
     }
 
 
+def test_tiny_gradients_are_clipped_as_in_torch():
+    """What torch adds to the norm is as large as these are."""
+    gradient = np.float32([3e-6, -4e-6])
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.from_numpy(gradient.copy())
+    torch.nn.utils.clip_grad_norm_([parameter], 1e-6)
+    tx = clip_by_torch_global_norm(1e-6)
+    clipped, _ = tx.update({"w": jnp.asarray(gradient)}, optax.EmptyState())
+    np.testing.assert_allclose(clipped["w"], parameter.grad, rtol=1e-6)
+
+
 @pytest.mark.parametrize("sep", ["/", ".", None])
 @pytest.mark.parametrize(
     "transformation", [scale_by_torch_biases(), clip_by_torch_global_norm(1.0)]

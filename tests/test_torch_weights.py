@@ -301,6 +301,10 @@ WRONG_STATE_DICTS = {
         GOOD | {"weight_hh_l0": np.ones((24, 5))},
         r"wrong shapes: weight_hh_l0 expected \(24, 6\), got \(24, 5\)$",
     ),
+    "misshaped_as_three_gates_and_more": (
+        GOOD | {"weight_hh_l0": np.ones((23, 6))},
+        r"wrong shapes: weight_hh_l0 expected \(24, 6\), got \(23, 6\)$",
+    ),
     "two_misshaped": (
         GOOD | {"bias_ih_l0": np.ones(23), "weight_ih_l1": np.ones((24, 4))},
         r"bias_ih_l0 expected \(24,\), got \(23,\); "

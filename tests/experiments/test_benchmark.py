@@ -208,6 +208,11 @@ def comparison():
     )
 
 
+def test_a_table_has_no_column_for_who_was_not_measured():
+    head, *_ = table([comparison()]).splitlines()
+    assert head == "| training step (ms) | ours | torch | ours / torch |"
+
+
 def test_a_ratio_is_that_of_the_rounds():
     slower_each_round = Timing((1.0, 2.0, 8.0)), Timing((2.0, 8.0, 16.0))
     # The medians' would be 0.25.

@@ -1,6 +1,7 @@
 """Made-up drawings of digits, and what the preprocessing makes of them."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -69,6 +70,12 @@ def test_drawings_are_scored_by_style_and_digit(trained):
     assert lines[-1].startswith(f"All: {right} of 180 (")
     assert lines[0].startswith("  style dark on light: ")
     assert sum(line.startswith("  wrong: ") for line in lines) == 180 - right
+
+
+def test_scores_are_in_the_order_of_the_styles(drawings):
+    labels = np.array([drawing.label for drawing in drawings])
+    lines = Scored(drawings, np.zeros((len(drawings), 8, 8)), labels).text()
+    assert re.findall(r"style (.+):", lines) == list(STYLES)
 
 
 def test_of_many_mistakes_the_first_are_drawn(drawings, monkeypatch):

@@ -1,14 +1,16 @@
 """The pictures of a run and of a reading."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from commands import assert_one_line_error, command, command_anew
 from matplotlib.colors import same_color
 from PIL import Image
 
-from experiments import metrics
+from experiments import answers as answers_module, metrics
 from experiments.answers import Answers, answer_all
 from experiments.data import digits
 from experiments.errors import RunError
@@ -18,10 +20,12 @@ from experiments.pictures.confusion import counts_of, save_confusion
 from experiments.pictures.curves import save_curves
 from experiments.pictures.gates import save_gates
 from experiments.pictures.mistakes import save_mistakes
+from experiments.pictures.of_run import draw_run
 from experiments.pictures.png import save_png
 from experiments.prediction import Prediction
 from experiments.reading import LayerTrace, Reading
 from experiments.restored import restore
+from flax_lstm import RNNClassifier
 
 RUN_PICTURES = ("curves", "confusion", "mistakes")
 
@@ -96,6 +100,27 @@ def test_mistakes_come_with_the_worst_first():
 def test_confusion_counts_labels_in_rows():
     answers = three_answers([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     assert counts_of(answers, 2).tolist() == [[1, 0], [2, 0]]
+
+
+def test_answers_are_to_every_example(monkeypatch):
+    test = digits.load().test
+    model = RNNClassifier(input_size=8, hidden_size=4, num_layers=1)
+    variables = jax.jit(model.init)(jax.random.key(0), np.ones((1, 8, 8), np.float32))
+    whole = answer_all(model, variables, test, ModelInput(digits.WHITE))
+    monkeypatch.setattr(answers_module, "_BATCH_SIZE", 100)  # Of 360.
+    in_batches = answer_all(model, variables, test, ModelInput(digits.WHITE))
+    np.testing.assert_allclose(in_batches.losses, whole.losses, rtol=1e-5)
+
+
+def test_a_run_without_metrics_has_no_curves(trained, tmp_path):
+    classifier = dataclasses.replace(restore(str(trained[0])), workdir=str(tmp_path))
+    data = digits.load()
+    drawn = draw_run(classifier, data, classifier.answer_all(data))
+    assert drawn == [f"{tmp_path}/{name}.png" for name in ("confusion", "mistakes")]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "confusion.png",
+        "mistakes.png",
+    }
 
 
 def test_a_run_without_errors_has_pictures_too(tmp_path):

@@ -59,11 +59,9 @@ def test_every_parameter_moved(trained):
 
 def test_latest_three_checkpoints_are_kept(trained):
     workdir, _ = trained
-    assert sorted(p.name for p in workdir.iterdir() if p.is_dir()) == [
-        "270",
-        "285",
-        "300",
-    ]
+    kept = ["270", "285", "300"]
+    assert sorted(p.name for p in workdir.iterdir() if p.is_dir()) == kept
+    assert sorted(p.stem for p in workdir.glob("*.sha256")) == kept
 
 
 def test_load_classifier_gives_the_tested_model(trained):

@@ -28,11 +28,14 @@ from commands import (
 
 from experiments import processes, run
 from experiments.checkpoints import Checkpoints
+from experiments.data import choose
 from experiments.data.idx import read_idx
 from experiments.errors import RunError
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from experiments.stopping import StopRequest
+from experiments.train_state import create_state, optimizer
+from flax_lstm import LSTMClassifier
 from flax_lstm.checkpoint import read_config
 
 FLAGS = ("--num_epochs=20", "--dropout=0.1")
@@ -417,6 +420,27 @@ def test_a_workdir_made_read_only_while_running_is_an_error(trained, tmp_path):
     set_mode(tmp_path, 0o755)
     train(tmp_path, *FLAGS)
     assert_same_run(tmp_path, trained[0])
+
+
+def test_a_folder_that_is_replaced_during_a_save_is_an_error(tmp_path, monkeypatch):
+    """As when somebody removes it, and Orbax makes it anew for what is left to save."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    model = LSTMClassifier(3, 2, 4, 1)
+    state = create_state(model, optimizer(1e-3), 0, (5, 2))
+    saved = Checkpoints(str(workdir), choose.Choice("digits"), HyperParameters())
+    save = saved._manager.save
+
+    def save_and_replace(*arguments, **options):
+        save(*arguments, **options)
+        saved._manager.wait_until_finished()
+        shutil.rmtree(workdir)
+        workdir.mkdir()
+
+    monkeypatch.setattr(saved._manager, "save", save_and_replace)
+    with pytest.raises(RunError, match=r"^--workdir: saving step 0 .* was replaced"):
+        saved.save(state, model, epoch=1)
+    assert not list(workdir.iterdir())
 
 
 @pytest.mark.slow
