@@ -694,6 +694,17 @@ def test_a_classifier_inside_another_module_is_read_and_written(pooling):
     assert classifier_params_to_torch(expected, **names).keys() == wrapped.keys()
 
 
+def test_attention_is_where_the_ways_to_stack_and_head_part():
+    model = TorchClassifier("lstm", (I, H), pooling="attention")
+    params = classifier_params_from_torch(model.state_dict())
+    for within, head in (("net.m.", "net.m.fc"), ("", "b.m.fc"), ("a.", "a.b.m.fc")):
+        stack = f"{within or 'a.m.'}rnn"
+        names = {"head": head, "stack": stack}
+        weights = classifier_params_to_torch(params, **names)
+        assert f"{within}attention.weight" in weights
+        assert_same_bits(classifier_params_from_torch(weights, **names), params)
+
+
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 @pytest.mark.parametrize("name", ["rnn", "gru", "net", "encoder.lstm"])
 def test_a_stack_of_another_name_is_read_and_written_by_it(kind, name):
