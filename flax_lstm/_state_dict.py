@@ -159,6 +159,24 @@ def require_names(argument: str, expected: Iterable[str], got: Iterable[str]) ->
         raise ValueError(f"{argument}: {'; '.join(parts)}")
 
 
+_FIRST_MEMBER = {
+    "params": "jax.tree.map(lambda a: a[0], params)",
+    "state_dict": "{k: v[0] for k, v in state_dict.items()}",
+}
+
+
+def require_one_member(argument: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a ValueError if all have one axis more, that of an ensemble's members."""
+    more = {array.ndim - (1 if "bias" in k else 2) for k, array in arrays.items()}
+    members = {array.shape[0] for array in arrays.values()} if more == {1} else set()
+    if len(members) == 1:
+        first = _FIRST_MEMBER[argument]
+        raise ValueError(
+            f"{argument}: expected those of one model, got those of {members.pop()} "
+            f"along a leading axis; convert each alone, the first as {first}"
+        )
+
+
 def require_shapes(argument: str, shapes: Mapping[str, tuple[Any, Any]]) -> None:
     """Raises a ValueError unless each name's (expected, got) shapes are equal."""
     wrong = [

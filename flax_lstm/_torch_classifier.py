@@ -15,6 +15,7 @@ from flax_lstm._state_dict import (
     read_state_dict,
     require_floating,
     require_names,
+    require_one_member,
     require_shapes,
     require_string,
     writable,
@@ -94,6 +95,7 @@ def classifier_params_from_torch(
     if tensors.keys() == expected - {bias}:  # Of a torch.nn.Linear(bias=False).
         tensors[bias] = np.zeros(tensors[weight].shape[:1], tensors[weight].dtype)
     require_names("state_dict", expected, tensors)
+    require_one_member("state_dict", tensors)
 
     cell = _cell_of(weights, stack)
     tree = stack_from_torch(weights, prefix, cell)

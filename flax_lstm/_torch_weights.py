@@ -13,6 +13,7 @@ from flax_lstm._state_dict import (
     read_state_dict,
     require_floating,
     require_names,
+    require_one_member,
     require_shapes,
     require_string,
     writable,
@@ -172,6 +173,7 @@ def stack_from_torch(
     expected = {prefix + name for name in stack.names()}
     _require_no_cell(weights, prefix)
     require_names("state_dict", expected, [prefix + name for name in weights])
+    require_one_member("state_dict", weights)
     cell = cell or cell_of_weights(weights, prefix)
     shapes = stack.shapes(weights, cell)
     require_shapes(
@@ -222,6 +224,7 @@ def stack_to_torch(
     names = layout.names(bias=has_bias, projection=has_projection)
     expected = {f"{within}{layer}/{k}" for layer in layers for k in names}
     require_names("params", expected, [within + path for path in leaves])
+    require_one_member("params", leaves)
     shapes = params_shapes(leaves, cell)
     require_shapes(
         "params", {within + k: (shapes[k], leaves[k].shape) for k in sorted(leaves)}

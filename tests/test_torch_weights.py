@@ -452,6 +452,31 @@ def test_parameters_in_a_box_are_read_and_shapes_alone_are_refused():
         params_to_torch(nn.meta.unbox(shapes["params"]))
 
 
+def test_an_ensembles_weights_are_refused_with_what_to_do():
+    params = flax_params()
+    members = jax.tree.map(lambda a: jnp.stack([a, -a]), params)
+    message = (
+        r"^params: expected those of one model, got those of 2 along a leading axis; "
+        r"convert each alone, the first as jax\.tree\.map\(lambda a: a\[0\], params\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        params_to_torch(members)
+    assert params_to_torch(jax.tree.map(lambda a: a[0], members))
+    head = {"kernel": jnp.ones((2, H, 3)), "bias": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=message):
+        classifier_params_to_torch({"lstm": members, "head": head})
+
+    models = [torch.nn.LSTM(I, H) for _ in range(3)]
+    state_dict, _ = torch.func.stack_module_state(models)
+    with pytest.raises(ValueError, match=r"^state_dict: .* got those of 3 along"):
+        params_from_torch(state_dict)
+    assert params_from_torch({k: v[0] for k, v in state_dict.items()})
+    of_classifier = {f"encoder.{name}": array for name, array in state_dict.items()}
+    of_classifier |= {"fc.weight": torch.ones(3, 2, H), "fc.bias": torch.ones(3, 2)}
+    with pytest.raises(ValueError, match=r"^state_dict: .* got those of 3 along"):
+        classifier_params_from_torch(of_classifier)
+
+
 CLASSIFIERS = {
     "lstm": LSTMClassifier,
     "gru": GRUClassifier,
