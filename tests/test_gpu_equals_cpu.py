@@ -60,7 +60,8 @@ def last_result(compiled, arguments):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("implementation", ["auto", "scan", "fused", "cudnn", "native"])
+# 'auto' is 'fused' on a GPU, whose programs take longest to compile.
+@pytest.mark.parametrize("implementation", ["scan", "fused", "cudnn", "native"])
 def test_results_are_the_cpus(implementation, case, monkeypatch):
     if implementation == "native":
         monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", compiled_loops.directory())

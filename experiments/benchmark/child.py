@@ -1,7 +1,6 @@
 """Running a piece of the benchmark in a process of its own."""
 
 import contextlib
-import fcntl
 import functools
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments.benchmark import compiling
 from experiments.benchmark.timing import Calls, Work, calls_of
 
 
@@ -54,7 +54,7 @@ def working(make: Callable[..., Work], *args: Any) -> Iterator[Calls]:
 
     The process has its own memory, threads and devices, so that nothing of the
     other contenders stands in its way. It starts at once, concurrently with others, but
-    on a GPU makes its work after them; the first call waits for it.
+    on a GPU compiles when they don't; the first call waits for it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -114,25 +114,10 @@ def _turns():
     return tempfile.NamedTemporaryFile(prefix="flax_lstm-")
 
 
-@contextlib.contextmanager
-def _in_turn(turns):
-    """While XLA compiles for a GPU it times products, which no other may disturb.
-
-    The lock of a process that dies is free again.
-    """
-    if turns is None:
-        yield
-        return
-    with open(turns, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _work_when_asked(make, args, connection, turns):
     _leave_ctrl_c_to_the_parent()
-    with _in_turn(turns):
-        work = make(*args)
-    calls = calls_of(work)
+    compiling.take_turns(turns)
+    calls = calls_of(make(*args))
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             connection.send(calls(connection.recv()))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from experiments.benchmark import compiling
 from experiments.benchmark.eager import Eager
 from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
@@ -36,7 +37,7 @@ class FlaxRNN(Eager):
     def training(self, sizes: Sizes) -> Work:
         """`steps_per_call` steps: forward, backward, Adam; the state is donated."""
         state, batch = self._state(sizes), self._batch(sizes)
-        compiled = self._step().lower(state, *batch).compile()
+        compiled = compiling.compiled(self._step().lower(state, *batch))
 
         def work():
             nonlocal state
@@ -49,7 +50,7 @@ class FlaxRNN(Eager):
         """Logits of one batch."""
         model, params, inputs = self.example(sizes)
         variables = {"params": params}
-        compiled = jax.jit(model.apply).lower(variables, inputs).compile()
+        compiled = compiling.compiled(jax.jit(model.apply).lower(variables, inputs))
         return lambda: jax.block_until_ready(compiled(variables, inputs))
 
     def example(self, sizes: Sizes) -> tuple[RNNClassifier, Any, jax.Array]:

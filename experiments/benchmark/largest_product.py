@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmark import compiling
 from experiments.benchmark.timing import Work
 
 CPU_SIZE = 2048
@@ -29,7 +30,7 @@ def work_of(size: int) -> str:
 def by_xla() -> Work:
     """On JAX's default device."""
     matrix = jax.device_put(_matrix())
-    compiled = jax.jit(jnp.dot).lower(matrix, matrix).compile()
+    compiled = compiling.compiled(jax.jit(jnp.dot).lower(matrix, matrix))
     return lambda: jax.block_until_ready(compiled(matrix, matrix))
 
 

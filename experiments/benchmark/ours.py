@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.batches import Batch
+from experiments.benchmark import compiling
 from experiments.benchmark.eager import Eager
 from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
@@ -54,7 +55,7 @@ class Ours(Eager):
         mesh = self._mesh(sizes)
         state = replicated(self._state(sizes), mesh)
         batch = self._batch(sizes, mesh)
-        compiled = self._step(mesh).lower(state, batch).compile()
+        compiled = compiling.compiled(self._step(mesh).lower(state, batch))
 
         def work():
             nonlocal state
@@ -79,7 +80,7 @@ class Ours(Eager):
             in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
             out_specs=PartitionSpec(ROWS),
         )
-        compiled = jax.jit(spread).lower(params, inputs).compile()
+        compiled = compiling.compiled(jax.jit(spread).lower(params, inputs))
         return lambda: jax.block_until_ready(compiled(params, inputs))
 
     def example(self, sizes: Sizes) -> tuple[LSTMClassifier, Any, jax.Array]:

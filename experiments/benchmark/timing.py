@@ -73,9 +73,10 @@ def in_turn(
 
     Each is called beforehand, where compiling and first allocations fall; a line on
     stderr tells of that call, lest nothing is known if the run is cut short. A sample
-    is the mean of as many calls as take 0.1 s, after some that are not timed, in which
+    is the mean of as many calls as take 0.1 s, after some that do not count, in which
     the caches and thread pools of the one before give way (work of more than half a
-    second goes without). Every round begins with another contender.
+    second goes without) and which tell how many those are. Every round begins with
+    another contender.
 
     Args:
         contenders: name to its calls.
@@ -84,10 +85,10 @@ def in_turn(
         units: name to how many units of work a call does, by default 1.
 
     Returns:
-        Name to the time of one unit; and name to the reason, for those whose first call
+        Name to the time of one unit; and name to the reason, for those of which a call
         fails.
     """
-    calls, settle, failed = {}, {}, {}
+    settle, failed = {}, {}
     for name, work in contenders.items():
         try:
             start = time.perf_counter()
@@ -96,27 +97,31 @@ def in_turn(
             if once < _LONG_SECONDS:
                 once = work(1)  # The first one may have compiled.
         except Exception as error:
-            first_line = next(iter(str(error).splitlines()), "")
-            failed[name] = f"{type(error).__name__}: {first_line}"
-            streams.note(f"  {name}: {failed[name]}")
+            failed[name] = _told(name, error)
             continue
         streams.note(
             f"  {name}: {1000 * once:.3g} ms a call, ready after {ready:.1f} s"
         )
-        settle[name] = (
-            max(1, round(_SETTLE_SECONDS / once)) if once < _LONG_SECONDS else 0
-        )
-        calls[name] = max(1, round(_SAMPLE_SECONDS / once))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+        settle[name] = _settling(once)
+    samples: dict[str, list[float]] = {name: [] for name in settle}
     names = list(samples)
     end = time.perf_counter() + seconds
     done = 0
     while names and (done < rounds or time.perf_counter() < end):
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            if settle[name]:
-                contenders[name](settle[name])
-            samples[name].append(contenders[name](calls[name]))
+            try:
+                once = contenders[name](settle[name] or 1)
+                # The first calls took longer: others still compiled meanwhile.
+                settle[name] = _settling(once)
+                if settle[name]:
+                    once = contenders[name](max(1, round(_SAMPLE_SECONDS / once)))
+            except Exception as error:
+                failed[name] = _told(name, error)
+                del samples[name]
+            else:
+                samples[name].append(once)
+        names = list(samples)
         done += 1
     units = units or {}
     timings = {
@@ -124,6 +129,19 @@ def in_turn(
         for name, values in samples.items()
     }
     return timings, failed
+
+
+def _told(name: str, error: Exception) -> str:
+    """Why a contender is left out, which stderr is told, too."""
+    first_line = next(iter(str(error).splitlines()), "")
+    reason = f"{type(error).__name__}: {first_line}"
+    streams.note(f"  {name}: {reason}")
+    return reason
+
+
+def _settling(once: float) -> int:
+    """How many calls, each of which takes `once`, go before a sample; long ones: 0."""
+    return max(1, round(_SETTLE_SECONDS / once)) if once < _LONG_SECONDS else 0
 
 
 def _seconds(work: Work, calls: int) -> float:

@@ -1,5 +1,8 @@
 """The benchmark's parts on the least sizes; never how long anything takes."""
 
+import concurrent.futures
+import contextlib
+import fcntl
 import functools
 import json
 import mmap
@@ -13,10 +16,12 @@ import time
 
 import compiled_loops
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark import (
     child,
+    compiling,
     contenders,
     figure,
     importing,
@@ -163,6 +168,20 @@ def test_a_sample_is_of_many_short_calls_after_some_that_are_not_timed():
     assert asked == [1, 1, *[5, 10] * 2]
 
 
+@pytest.mark.parametrize("first", [[1.0], [0.02, 0.02]])
+def test_slow_first_calls_leave_the_samples_as_long_as_the_others(first):
+    """Libraries are loaded by the first, on a GPU; meanwhile others compile."""
+    asked, slow = [], list(first)
+
+    def work(count):
+        asked.append(count)
+        return slow.pop(0) if slow else 0.001
+
+    timings, _ = in_turn({"short": work}, rounds=2)
+    assert asked[-3:] == [100, 50, 100]
+    assert set(timings["short"].samples) == {0.001}
+
+
 def test_who_fails_at_first_is_left_out_and_the_others_are_timed(capsys):
     def failing():
         raise OSError("no such library\nand more")
@@ -183,6 +202,17 @@ def test_who_fails_at_first_is_left_out_and_the_others_are_timed(capsys):
     assert broken == "  broken: OSError: no such library"
     assert re.fullmatch(r"  sound: .* ms a call, ready after .* s", sound)
     assert in_turn({"broken": works["broken"]}, seconds=60) == ({}, failed)
+
+
+def test_who_fails_later_is_left_out_and_the_others_are_timed():
+    """As a kernel may when XLA replays it from a CUDA graph."""
+    left = [0.01] * 3
+
+    works = {"broken": lambda count: left.pop(), "sound": lambda count: 0.01}
+    timings, failed = in_turn(works, rounds=3)
+    assert failed == {"broken": "IndexError: pop from empty list"}
+    assert len(timings["sound"].samples) == 3
+    assert list(timings) == ["sound"]
 
 
 def test_a_call_of_several_steps_counts_as_several():
@@ -453,6 +483,25 @@ def test_ctrl_c_is_the_parents_who_takes_its_children_along():
         assert calls(1) >= 0
         (process,) = multiprocessing.active_children()
         assert process.daemon
+
+
+def test_compiling_waits_until_it_is_this_processs_turn(tmp_path, monkeypatch):
+    """As it does for a GPU."""
+    monkeypatch.setattr(compiling, "_turns", None)
+    file = tmp_path / "turns"
+    file.touch()
+    compiling.take_turns(str(file))
+    lowered = jax.jit(jnp.negative).lower(1.0)
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        contextlib.ExitStack() as turn,
+    ):
+        fcntl.flock(turn.enter_context(file.open("rb")), fcntl.LOCK_EX)
+        waiting = pool.submit(compiling.compiled, lowered)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            waiting.result(timeout=0.5)
+        turn.close()
+        assert waiting.result()(1.0) == -1
 
 
 @pytest.mark.parametrize("make", [largest_product.by_xla, by_torch])
