@@ -42,12 +42,13 @@ scan_compiled_once = compiled_once(scan_over_time, static=("reverse",), named=Fa
 def warn_of_idle_dropout(module: Any) -> None:
     """Warns, as torch does, of dropout without a layer to apply it to.
 
-    To be called from a module's `__post_init__`. Flax clones a module whenever it
-    binds it to variables (its parent is then a Scope); the warning is given only when
-    the user constructs the module.
+    To be called from a module's `__post_init__`, before Flax's own. Flax makes a module
+    anew whenever it binds it to variables or another module adopts it, with a Scope, a
+    Module or None as its parent; one that the user constructs does not have any yet.
     """
-    bound = isinstance(module.parent, flax.core.Scope)
-    if module.dropout > 0 and module.num_layers == 1 and not bound:
+    parent = module.parent
+    remade = parent is None or isinstance(parent, (flax.core.Scope, nn.Module))
+    if module.dropout > 0 and module.num_layers == 1 and not remade:
         warnings.warn(
             f"dropout: it is applied after every layer but the last, so "
             f"dropout={module.dropout} does nothing with num_layers=1",

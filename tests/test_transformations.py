@@ -487,6 +487,9 @@ def test_dropout_with_one_layer_does_not_warn_again_in_use(make):
         warnings.simplefilter("error")
         variables = model.init(KEY, jnp.zeros((2, 3, 28)))
         model.apply(variables, jnp.zeros((2, 3, 28)))
+        nn.Sequential([model]).init(KEY, jnp.zeros((2, 3, 28)))
+        model.tabulate(KEY, jnp.zeros((2, 3, 28)))
+        model.clone()
 
 
 def test_dropout_with_one_layer_needs_no_key_and_does_nothing():
