@@ -1,6 +1,7 @@
 """The drawing page's server, asked without a socket where possible."""
 
 import base64
+import contextlib
 import dataclasses
 import http.client
 import io
@@ -20,11 +21,12 @@ from PIL import Image, ImageDraw
 pytest.importorskip("flask", reason="the page is served by Flask")
 
 from experiments import answers
-from experiments.data import digits
+from experiments.data import choose, digits, mnist
 from experiments.draw import server
 from experiments.draw.app import MAX_BODY, create_app, require_host
 from experiments.draw.reader import HARDEST, Reader, find_test_digits
 from experiments.errors import RunError
+from experiments.reading import LayerTrace, read
 from experiments.restored import restore
 from flax_lstm import load_classifier
 
@@ -80,13 +82,32 @@ def test_a_test_digit_is_read_row_by_row(client, logits):
         )
 
 
-def test_gates_and_cell_state_of_every_layer_come_along(client):
+def of_bytes(text):
+    return np.frombuffer(base64.b64decode(text), np.uint8)
+
+
+def test_gates_and_cell_state_of_every_layer_come_along(client, classifier):
     layers = client.get("/api/test/0").json["layers"]
     assert [layer["name"] for layer in layers] == ["layer_0", "layer_1"]
-    for layer in layers:
-        for name in "ifoc":
-            assert len(base64.b64decode(layer[name])) == 8 * 128
-        assert layer["limit"] > 0
+    image = digits.load().test.images[0]
+    reading = read(classifier.model, classifier.variables, image, digits.WHITE)
+    for layer, trace in zip(layers, reading.layers, strict=True):
+        order = trace.units_by_peak()
+        for gate in "ifo":
+            expected = 255 * getattr(trace, gate)[:, order].ravel()
+            np.testing.assert_allclose(of_bytes(layer[gate]), expected, atol=0.51)
+        # Of the cell states 1 % are beyond the limit.
+        states = trace.c[:, order].ravel() / layer["limit"]
+        assert (abs(states) > 1.01).any()
+        expected = 255 * (np.clip(states, -1, 1) + 1) / 2
+        np.testing.assert_allclose(of_bytes(layer["c"]), expected, atol=1)
+
+
+def test_a_layer_that_keeps_nothing_is_in_the_middle_of_the_scale(reader):
+    nothing = np.zeros((8, 4), np.float32)
+    layer = reader._layer(LayerTrace("layer_0", nothing, nothing, nothing, nothing))
+    assert layer["limit"] == 1
+    assert set(of_bytes(layer["c"])) == {128}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -109,7 +130,13 @@ def test_the_hardest_are_those_of_the_largest_loss(client, logits):
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     hardest = client.get("/api/hardest").json
     assert [hard["index"] for hard in hardest] == np.argsort(-losses)[:HARDEST].tolist()
-    assert all(hard["answer"] == logits[hard["index"]].argmax() for hard in hardest)
+    for hard in hardest:
+        index = hard["index"]
+        probabilities = np.exp(logits[index]) / np.exp(logits[index]).sum()
+        assert hard["label"] == labels[index]
+        assert hard["answer"] == probabilities.argmax()
+        assert hard["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
+        assert hard["image"] == client.get(f"/api/test/{index}").json["image"]
 
 
 def test_the_hardest_are_looked_for_once(classifier, monkeypatch):
@@ -135,11 +162,28 @@ def test_the_digits_of_a_validated_run_are_those_held_out(classifier):
     np.testing.assert_array_equal(data.test.images, held_out.images)
 
 
+@pytest.mark.parametrize(("name", "asked"), [("mnist", []), ("digits", ["digits"])])
+def test_why_there_are_no_test_digits(classifier, monkeypatch, name, asked):
+    """Without a network MNIST is not even tried: TFDS would for minutes."""
+    tried = []
+
+    def load(name, *_, **__):
+        tried.append(name)
+        raise RunError("no network")
+
+    monkeypatch.setattr(mnist, "why_unavailable", lambda *_: "no network")
+    monkeypatch.setattr(choose, "load", load)
+    why = find_test_digits(dataclasses.replace(classifier, dataset=name), None, None)
+    assert "no network" in why
+    assert tried == asked
+
+
 def test_the_page_says_what_the_model_was_trained_on(client):
     about = client.get("/api/model").json
     assert about["embedded"] is True
     assert (about["side"], about["tests"], about["testsMissing"]) == (8, 360, None)
     assert (about["layers"], about["units"], about["epoch"]) == (2, 128, 20)
+    assert (about["directions"], about["classes"]) == (1, 10)
 
 
 def test_without_test_digits_a_drawing_is_read_all_the_same(classifier):
@@ -168,6 +212,15 @@ def test_the_page_fetches_nothing_from_elsewhere(client):
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/page/draw.js", "/api/model", "/none"])
+def test_every_answer_is_for_this_page_alone(client, path):
+    headers = client.get(path).headers
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+
+
 REFUSED = {
     "text": ({"data": b"hello", **PNG}, 422, "expected a PNG or JPEG"),
     "nothing": ({"data": b"", **PNG}, 422, "expected a PNG or JPEG"),
@@ -180,6 +233,11 @@ REFUSED = {
     ),
     "other type": ({"data": b"{}", "content_type": "text/json"}, 415, "Content-Type:"),
     "no type": ({"data": picture()}, 415, "expected image/png or image/jpeg"),
+    "as large as may be": (
+        {"data": bytes(MAX_BODY), **PNG},
+        422,
+        "expected a PNG or JPEG",
+    ),
     "too large": (
         {"data": bytes(MAX_BODY + 1), **PNG},
         413,
@@ -221,9 +279,16 @@ def test_bad_pictures_are_refused_in_one_line(client, request_, status, why):
     assert "\n" not in response.json["error"]
 
 
-def test_a_picture_of_this_page_is_taken(client):
-    headers = {"Origin": "http://localhost:81", "Host": "localhost:81"}
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_picture_of_this_page_is_taken(client, scheme):
+    headers = {"Origin": f"{scheme}://localhost:81", "Host": "localhost:81"}
     response = client.post("/api/read", data=picture(), headers=headers, **PNG)
+    assert response.status_code == 200
+
+
+def test_a_type_may_have_parameters(client):
+    kind = "image/png; charset=binary"
+    response = client.post("/api/read", data=picture(), content_type=kind)
     assert response.status_code == 200
 
 
@@ -323,9 +388,39 @@ def test_who_listens_on_every_address_is_told(host, every, monkeypatch, capsys):
     assert (told in capsys.readouterr().out) == every
 
 
+def test_an_ipv6_address_is_in_brackets(monkeypatch, capsys):
+    families = []
+
+    class Listening(contextlib.nullcontext):
+        fileno = getsockname = lambda self: (0, 81)
+
+    def listen(address, family):
+        families.append(family)
+        return Listening()
+
+    functions = ("serve_forever", "server_close", "shutdown")
+    made = types.SimpleNamespace(**dict.fromkeys(functions, lambda: None))
+    monkeypatch.setattr(server.socket, "create_server", listen)
+    monkeypatch.setattr(server, "make_server", lambda *_, **options: made)
+    monkeypatch.setattr(server, "_on_interrupt", lambda end: None)
+    server.serve(None, "::1", 0)
+    assert families == [socket.AF_INET6]
+    assert "Draw at http://[::1]:81/" in capsys.readouterr().out
+
+
+def test_ctrl_c_stays_ignored_in_the_background():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server._on_interrupt(lambda: None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_server_as_a_process(trained):
     """On a free port of 127.0.0.1 alone; Ctrl-C ends it without a word."""
-    flags = arguments("draw", f"--workdir={trained[0]}", "--port=0")
+    allowed = "--allow_host=box.example"
+    flags = arguments("draw", f"--workdir={trained[0]}", "--port=0", allowed)
     with subprocess.Popen(
         flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -333,7 +428,9 @@ def test_the_server_as_a_process(trained):
             assert "trained on digits" in server.stdout.readline()
             line = server.stdout.readline()
             port = int(re.fullmatch(r"Draw at http://127.0.0.1:(\d+)/ .*\n", line)[1])
-            connection = http.client.HTTPConnection("127.0.0.1", port)
+            # One that says nothing keeps no other one waiting.
+            silent = socket.create_connection(("127.0.0.1", port))
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             # More than is read at once: the answer must reach the client all the same.
             connection.request("POST", "/api/read", bytes(2 * MAX_BODY))
             assert connection.getresponse().status == 415
@@ -341,8 +438,10 @@ def test_the_server_as_a_process(trained):
             connection.request("POST", "/api/read", body, kind)
             response = connection.getresponse()
             assert (response.status, b"at most" in response.read()) == (413, True)
-            connection.request("GET", "/api/model", headers={"Host": "evil.example"})
-            assert connection.getresponse().status == 400
+            for host, status in {"evil.example": 400, "box.example": 200}.items():
+                connection.request("GET", "/api/model", headers={"Host": host})
+                assert connection.getresponse().status == status
+            silent.close()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.2", port), timeout=5)
             taken = command("draw", f"--workdir={trained[0]}", f"--port={port}")

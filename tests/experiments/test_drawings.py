@@ -78,19 +78,28 @@ def test_scores_are_in_the_order_of_the_styles(drawings):
     assert re.findall(r"style (.+):", lines) == list(STYLES)
 
 
+def test_scores_of_a_digit_are_of_those_drawn_as_it(drawings):
+    zeros = np.zeros(len(drawings), int)
+    lines = Scored(drawings, np.zeros((len(drawings), 8, 8)), zeros).text()
+    assert "digit 0: 18 of 18 (100.0%)" in lines
+    assert "digit 9: 0 of 18 (0.0%)" in lines
+
+
 def test_of_many_mistakes_the_first_are_drawn(drawings, monkeypatch):
     figures = []
     monkeypatch.setattr(
         score_module, "save_png", lambda figure, _: figures.append(figure)
     )
     labels = np.array([drawing.label for drawing in drawings])
-    forms = np.zeros((len(drawings), 8, 8))
+    forms = np.broadcast_to(np.arange(180)[:, None, None], (180, 8, 8))
     for wrong in (180, 5):
-        answers = (labels + (np.arange(180) < wrong)) % 10
+        answers = (labels + (np.arange(180) >= 180 - wrong)) % 10
         Scored(drawings, forms, answers).save_mistakes("")
     many, few = figures
     assert many.get_suptitle() == "The first 60 of 180 errors"
     assert [sum(bool(axes.images) for axes in f.axes) for f in (many, few)] == [120, 10]
+    seen = [image.get_array() for axes in few.axes for image in axes.images]
+    assert [array.max() for array in seen[5:]] == [175, 176, 177, 178, 179]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from experiments import images
 from experiments.data import digits
 from experiments.errors import RunError
 from experiments.images import FORMS, read_digit, to_form
@@ -113,6 +114,17 @@ def test_a_single_dot_is_placed():
     grey = np.full((50, 50), 255, np.uint8)
     grey[20, 30] = 0
     assert to_form(grey, MNIST, "x").any()
+
+
+@pytest.mark.parametrize(
+    ("width", "reduced"), [(1024, 1024), (1025, 513), (2048, 1024), (2049, 683)]
+)
+def test_a_large_picture_is_reduced_first(tmp_path, monkeypatch, width, reduced):
+    shapes = []
+    monkeypatch.setattr(images, "find_ink", lambda grey: shapes.append(grey.shape))
+    with pytest.raises(RunError, match="uniform"):
+        read_digit(saved(Image.new("L", (width, 8)), tmp_path), MNIST)
+    assert shapes[0][1] == reduced
 
 
 BAD = {

@@ -7,7 +7,7 @@ import pytest
 from numpy_stack import run, sigmoid
 
 from experiments.errors import RunError
-from experiments.reading import read
+from experiments.reading import LayerTrace, read
 from flax_lstm import LSTMClassifier, StackedLSTM
 
 WHITE = 255
@@ -131,6 +131,11 @@ def test_a_model_in_bfloat16_is_read_in_bfloat16():
     for layer, c in zip(read(model, variables, image, WHITE).layers, c_n, strict=True):
         # The same products, of which each has but 8 bits; in float32 it is 4e-3 off.
         np.testing.assert_allclose(layer.c[-1], c, rtol=0, atol=2e-6)
+
+
+def test_units_come_in_the_order_of_their_largest_state_of_either_sign():
+    c = np.array([[0, -3, 1], [2, 1, 1], [0, 2, 0]])
+    assert LayerTrace("layer_0", c, c, c, c).units_by_peak().tolist() == [1, 2, 0]
 
 
 def test_a_model_without_these_gates_is_refused():

@@ -74,7 +74,9 @@ async function readDrawing(finished) {
       forget();
       continue;
     }
+    const before = latest;
     const body = await pad.picture();
+    if (latest !== before) continue; // Another digit was asked for meanwhile.
     await read("api/read", { method: "POST", body }, { sweep: finished });
   }
   busy = false;
