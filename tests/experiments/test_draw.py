@@ -82,6 +82,11 @@ def test_a_test_digit_is_read_row_by_row(client, logits):
         )
 
 
+def test_probabilities_are_sent_with_four_decimals(client):
+    rows = client.get("/api/test/0").json["probabilities"]
+    assert max(len(str(p)) for row in rows for p in row) == len("0.1234")
+
+
 def of_bytes(text):
     return np.frombuffer(base64.b64decode(text), np.uint8)
 
