@@ -497,6 +497,33 @@ def test_light_and_dark(open_page):
     assert page.locator("#bars").inner_text() == answer
 
 
+def test_high_contrast_leaves_what_only_colours_tell(open_page):
+    page = open_page(**STILL, forced_colors="active")
+    page.click("#next")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    page.fill("#row", "5")
+
+    def background(of):
+        of = page.locator(of).first
+        return of.evaluate("element => getComputedStyle(element).backgroundColor")
+
+    for of in ("#bars i", ".line", "#layers [aria-pressed=true]"):
+        assert background(of) != background(".card"), of
+    for of in (".scale.gate", ".scale.cell"):
+        expect(page.locator(of)).to_have_css("background-image", re.compile("gradient"))
+
+
+def test_maps_of_rows_are_as_wide_as_there_is_room(open_page):
+    page = open_page()
+    for width in (641, 820, 1000):
+        page.set_viewport_size({"width": width, "height": 1100})
+        strips, room = (
+            page.locator(f".rows .{part}").bounding_box()["width"]
+            for part in ("strips", "scrub")
+        )
+        assert strips == min(room, 640), width
+
+
 def test_pictures_are_taken_or_refused_in_words(open_page, tmp_path):
     page = open_page(**DESKTOP)
     (tmp_path / "bad.png").write_text("no picture")
