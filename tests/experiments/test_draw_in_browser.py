@@ -706,8 +706,11 @@ def test_what_is_seen_is_also_said(open_page):
         "slider": "Rows read",
         "spinbutton": "Number of the test digit",
         "list": "Probability of each digit",
+        "figure": "probabilities after each row",
     }.items():
         expect(page.get_by_role(role, name=name)).to_have_count(1)
+    for button in page.locator("#hardest button").all():
+        assert button.text_content() in button.get_attribute("aria-label")
     expect(page.locator("#sentence")).to_have_attribute("aria-live", "polite")
     expect(page.locator("#pen")).to_have_role("status")
     page.keyboard.press("Tab")

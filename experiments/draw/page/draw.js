@@ -112,11 +112,12 @@ $("pick").onsubmit = (event) => {
 async function showHardest() {
   for (const hard of await ask("api/hardest")) {
     const percent = format(hard.probability);
+    const seen = `${hard.label} → ${hard.answer}`;
     const button = document.createElement("button");
     button.type = "button";
-    button.ariaLabel = `Test digit ${hard.index}: a ${hard.label}, read as ${hard.answer} with ${percent}`;
+    button.ariaLabel = `${seen}. Test digit ${hard.index}: a ${hard.label}, read as ${hard.answer} with ${percent}`;
     const canvas = document.createElement("canvas");
-    button.append(canvas, `${hard.label} → ${hard.answer}`);
+    button.append(canvas, seen);
     button.onclick = () => readTest(hard.index);
     const item = document.createElement("li");
     item.append(button);
