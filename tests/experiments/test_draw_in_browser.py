@@ -423,19 +423,40 @@ def test_playing_begins_anew_and_ends_with_what_else_is_shown(open_page):
         expect(page.locator("#row-text")).to_have_text(shown)
 
 
-def test_with_reduced_motion_nothing_is_played(open_page):
-    page = open_page(**STILL)
+def watch_rows(page):
+    """Has the page note what it shows of the row, and what of that is spoken."""
     page.evaluate(
         """() => {
             const text = document.getElementById("row-text");
-            window.shown = [];
-            new MutationObserver(() => window.shown.push(text.textContent))
-                .observe(text, { childList: true });
+            [window.shown, window.spoken] = [[], []];
+            new MutationObserver(() => {
+                window.shown.push(text.textContent);
+                if (text.ariaLive !== "off") window.spoken.push(text.textContent);
+            }).observe(text, { childList: true });
         }"""
     )
+
+
+def test_with_reduced_motion_nothing_is_played(open_page):
+    page = open_page(**STILL)
+    watch_rows(page)
     page.click("#next")
     expect(page.locator("#sentence")).to_have_text(READ)
     assert page.evaluate("shown") == ["row 8 of 8"]
+
+
+def test_rows_are_spoken_at_rest_and_not_while_they_pass_by(open_page):
+    page = open_page(**DESKTOP)
+    watch_rows(page)
+    page.click("#next")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    page.focus("#row")
+    page.keyboard.press("Home")
+    assert page.evaluate("shown") == [f"row {n} of 8" for n in (*range(1, 9), 1)]
+    assert page.evaluate("spoken") == ["row 8 of 8", "row 1 of 8"]
+    page.click("#play")
+    page.click("#clear")
+    expect(page.locator("#row-text")).to_have_attribute("aria-live", "polite")
 
 
 def test_a_digit_that_is_still_being_drawn_is_not_answered_for(open_page):

@@ -148,28 +148,27 @@ function show(answer, sweep) {
 
 function forget() {
   latest++;
-  clearInterval(timer);
   reading = null;
-  row = 0;
   complain("");
   $("sentence").textContent = "Draw a digit from 0 to 9.";
-  paint();
+  stopAt(0);
 }
 
 function play() {
   clearInterval(timer);
+  $("row-text").ariaLive = "off"; // Rows that pass by are not spoken.
   row = 0;
   timer = setInterval(() => {
     row++;
-    paint();
-    if (row < reading.probabilities.length) return;
-    clearInterval(timer);
+    if (row < reading.probabilities.length) return paint();
+    stopAt(row);
     $("sentence").textContent = sentence();
   }, ROW_MS);
 }
 
 function stopAt(rows) {
   clearInterval(timer);
+  $("row-text").ariaLive = "polite";
   row = rows;
   paint();
 }
