@@ -577,6 +577,31 @@ def test_what_empties_the_sheet_ends_the_stroke_under_way(open_page, key):
     expect(page.locator("#digit")).to_have_text("–")
 
 
+def test_the_keys_pen_stays_up_during_a_stroke_of_the_mouse(open_page):
+    page = open_page(**STILL)
+    page.focus("#pad")
+    page.mouse.move(*place(page, (0.2, 0.2)))
+    page.mouse.down()
+    page.mouse.move(*place(page, (0.4, 0.2)))
+    page.keyboard.press("Space")
+    page.mouse.move(*place(page, (0.8, 0.2)))
+    page.mouse.up()
+    expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#pen")).to_have_text("")
+    assert is_ink(page, (0.6, 0.2))
+    assert not is_ink(page, (0.5, 0.5))  # Where the keys' pen is.
+
+
+def test_who_leaves_the_sheet_has_finished_a_stroke_of_the_keys(open_page):
+    page = open_page(**STILL)
+    page.focus("#pad")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    expect(page.locator("#pen")).to_have_text("Pen up")
+    expect(page.locator("#sentence")).to_have_text(READ)
+
+
 @pytest.mark.parametrize("other", ["#next", "#pad"])
 def test_a_test_digit_or_the_mouse_lifts_the_keys_pen(open_page, other):
     page = open_page(**STILL)

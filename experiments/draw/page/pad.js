@@ -28,7 +28,8 @@ export class Pad {
       canvas.addEventListener(end, () => this.#release());
     }
     canvas.addEventListener("keydown", (event) => this.#key(event));
-    for (const change of ["focus", "blur"]) canvas.addEventListener(change, () => this.paint());
+    canvas.addEventListener("focus", () => this.paint());
+    canvas.addEventListener("blur", () => this.#leave());
     this.paint();
   }
 
@@ -169,6 +170,7 @@ export class Pad {
   }
 
   #toggle() {
+    if (this.#drawing) return; // The pointer's stroke goes on.
     if (this.#down) {
       this.#lift();
     } else {
@@ -177,6 +179,12 @@ export class Pad {
       this.#status.textContent = "Pen down";
     }
     this.#update(!this.#down);
+  }
+
+  // The keys' stroke is finished, since they are elsewhere now.
+  #leave() {
+    if (this.#down) this.#toggle();
+    else this.paint();
   }
 
   // Ends a stroke under way, by keys or pointer; what moves on then draws nothing.
