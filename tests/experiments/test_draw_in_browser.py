@@ -652,6 +652,23 @@ def test_one_drawing_at_a_time_is_sent_and_then_the_newest(open_page):
     expect(page.locator("#digit")).to_have_text("0")
 
 
+def test_the_sheet_is_emptied_though_a_drawing_is_still_being_read(open_page):
+    page = open_page(**STILL)
+    page.click("#next")
+    expect(page.locator("#sentence")).to_have_text(READ)
+    held = hold(page, "read")
+    with page.expect_request("**/api/read"):
+        draw(page, zero())
+    page.click("#clear")
+    assert_empty(page)
+    with page.expect_response("**/api/read"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    assert_empty(page)
+    draw(page, zero())
+    expect(page.locator("#digit")).to_have_text("0")
+
+
 def test_a_drawing_that_waits_is_forgotten_for_a_test_digit(open_page):
     page = open_page(**STILL)
     held = hold(page, "read")

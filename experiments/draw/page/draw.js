@@ -61,19 +61,16 @@ function complain(message) {
 let busy = false;
 let waiting = null;
 
-// One request at a time, and then the newest drawing.
+// One request at a time, and then the newest drawing. An empty sheet waits for none.
 async function readDrawing(finished) {
   changes++;
-  waiting = { finished };
+  waiting = pad.empty ? null : { finished };
+  if (pad.empty) forget();
   if (busy) return;
   busy = true;
   while (waiting) {
     const { finished } = waiting;
     waiting = null;
-    if (pad.empty) {
-      forget();
-      continue;
-    }
     const before = latest;
     const body = await pad.picture();
     if (latest !== before) continue; // Another digit was asked for meanwhile.
