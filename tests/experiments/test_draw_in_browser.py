@@ -742,6 +742,28 @@ def test_what_the_server_can_not_say_is_said(open_page, path):
     expect(page.get_by_role("alert")).to_have_text("out of order")
 
 
+@pytest.mark.parametrize("status", [502, 200])
+def test_an_answer_that_is_not_the_servers_own_is_said(open_page, status):
+    page = open_page(**STILL)
+    proxy = {"status": status, "body": "<html>Bad gateway</html>"}
+    page.route("**/api/test/1", lambda route: route.fulfill(**proxy))
+    page.click("#next")
+    expect(page.get_by_role("alert")).to_have_text(
+        "The server’s answer was not understood: expected JSON, got something else "
+        f"with status {status}."
+    )
+
+
+def test_without_a_model_there_is_nothing_to_press(open_page):
+    page = open_page(**STILL)
+    page.route("**/api/model", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    for control in page.locator("button, input").all():
+        expect(control).to_be_disabled()
+    expect(page.locator("#pad")).to_have_attribute("aria-disabled", "true")
+
+
 def test_a_bidirectional_model_without_test_digits(open_page, url):
     page = open_page(**STILL)
     about = page.request.get(f"{url}api/model").json()

@@ -26,9 +26,10 @@ async function ask(path, options) {
   } catch {
     throw new Error("The server does not answer. Is it still running?");
   }
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.error);
-  return body;
+  const body = await response.json().catch(() => null);
+  if (response.ok && body) return body;
+  const other = `expected JSON, got something else with status ${response.status}`;
+  throw new Error(body?.error ?? `The server’s answer was not understood: ${other}.`);
 }
 
 // Shows what `path` answers, unless something newer was asked for meanwhile.
@@ -238,13 +239,20 @@ function layerTabs() {
   $("layers").lastChild.click(); // The top layer, which the answer is read from.
 }
 
+function enable(yes) {
+  for (const control of document.querySelectorAll("button, input")) control.disabled = !yes;
+  $("pad").ariaDisabled = String(!yes);
+}
+
 async function begin() {
+  enable(false); // Until there is a model to ask.
   try {
     about = await ask("api/model");
   } catch (error) {
     complain(error.message);
     return;
   }
+  enable(true);
   const some = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
   const both = about.directions === 2 ? "bidirectional " : "";
   const data = about.embedded ? "the embedded 8×8 digits" : "MNIST";
