@@ -1,4 +1,4 @@
-"""One whole run on the embedded digits, which several files look at."""
+"""A whole run on the embedded digits, and its drawing page, for several files."""
 
 import signal
 
@@ -25,3 +25,30 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "digits"
     flags = ("--num_epochs=20", "--dropout=0.1")
     return workdir, train(workdir, *flags, by=command_anew)
+
+
+# in_browser is imported late: where there is no Playwright it skips who imports it.
+@pytest.fixture(scope="module")
+def browser():
+    from in_browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(trained):
+    """Where the drawing page is served, with the model of that run."""
+    from in_browser import served
+
+    with served(trained[0]) as url:
+        yield url
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """Opens the drawing page as a device has it; what goes wrong in it fails."""
+    from in_browser import opening
+
+    with opening(browser, url) as open_:
+        yield open_
