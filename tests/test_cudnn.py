@@ -130,6 +130,12 @@ def test_tf32_is_what_the_products_precision_says(calls, chosen, precision):
     assert [options.precision for options in calls] == [jax.lax.Precision[precision]]
 
 
+def test_tf32_has_a_name_as_an_algorithm_too():
+    """By which products on a CPU, as in the tests above, are none of JAX's."""
+    with jax.default_matmul_precision("TF32_TF32_F32"):
+        assert _cudnn_lstm._precision() == jax.lax.Precision.HIGH
+
+
 def test_bfloat16_products_are_refused(cudnn):
     lstm, x, variables = setting()
     message = "jax_default_matmul_precision: expected float32 or .* got 'bfloat16'"
@@ -387,3 +393,14 @@ def test_under_vmap_the_reference_is_as_precise_as_its_layer(cudnn):
         return jax.vmap(partial(loss, lstm), in_axes=(None, 0))(variables, x[None])[0]
 
     assert_products_are_precise(mapped, variables, x)
+
+
+def test_under_vmap_a_layer_in_tf32_stays_in_tf32(cudnn):
+    lstm, x, variables = setting()
+    mapped = jax.vmap(partial(loss, lstm), in_axes=(None, 0))
+    with jax.default_matmul_precision("tensorfloat32"):
+        traced = jax.jit(mapped).trace(variables, x[None])
+    text = traced.lower().as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("[HIGH, HIGH]" in line for line in products), products

@@ -117,6 +117,7 @@ SIZES = {
     "shared_memory_by_two": (3, 3, 4, 65),
     "shared_memory_by_four": (2, 7, 4, 97),
     "shared_memory_by_eight": (2, 9, 3, 100),
+    "all_units_of_a_block": (2, 3, 2, 128),
 }
 
 
@@ -251,6 +252,28 @@ def test_a_blocks_shared_memory_limits_the_units(capability, units, monkeypatch)
     assert _persistent_lstm.most_units() == units
 
 
+def test_a_program_for_a_gpu_that_is_not_here_is_fused(monkeypatch):
+    """Its shared memory is unknown."""
+    trace_layers_anew(monkeypatch)
+    for name in ("is_usable", "register"):
+        monkeypatch.setattr(library.Library, name, lambda self: True)
+    kernels, _, arguments = setting(2, 2, 3, 5)
+
+    def text():
+        traced = jax.jit(lambda *arguments: kernels(*arguments)).trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    with monkeypatch.context() as here:
+        here.setattr(_persistent_lstm, "most_units", lambda: 128)
+        assert "persistent" in text()
+
+    def no_gpu(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "devices", no_gpu)
+    assert "persistent" not in text()
+
+
 def test_more_units_than_a_block_holds_are_fused(on_cpu):
     kernels, fused, arguments = setting(2, 2, 3, 129)
     text = value_and_gradients(kernels).lower(*arguments).as_text()
@@ -263,10 +286,18 @@ def test_more_units_than_a_block_holds_are_fused(on_cpu):
 @pytest.mark.slow
 def test_threads_wait_where_they_must(tmp_path):
     """A thread sanitizer watches every access of both kernels."""
-    program = compiled(tmp_path / "races", "-DRACES", "-fsanitize=thread", "-g")
+    program = compiled(tmp_path / "races", "-DWATCHED", "-fsanitize=thread", "-g")
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_touched_beside_an_array(tmp_path):
+    """Nor beside a block's shared memory, by a sanitizer of addresses."""
+    program = compiled(tmp_path / "bounds", "-DWATCHED", "-fsanitize=address", "-g")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nvcc_may_be_the_one_that_jax_was_installed_with(tmp_path, monkeypatch):
@@ -360,3 +391,8 @@ def test_the_gpus_compiler_takes_it_and_keeps_weights_in_registers(tmp_path):
     # Some of what is read ahead, of the largest; a thread's weights would be 176 bytes
     # and more beside it.
     assert max(spilled) <= 96, done.stderr
+    shapes = re.findall(r"Compiling entry .*ShapeILi(\d+)ELi\d+ELi(\d+)", done.stderr)
+    registers = re.findall(r"Used (\d+) registers", done.stderr)
+    for (units, sums), number in zip(shapes, registers, strict=True):
+        threads = 16 * int(units) // int(sums)
+        assert threads * int(number) <= 2**16  # Or no block could be started.

@@ -1,5 +1,5 @@
-// What persistent.h needs of CUDA, on a CPU: a thread for each of a block's, blocks one
-// after another. Slow; the order of threads and their waiting are as free as on a GPU.
+// What persistent.h needs of CUDA, on a CPU: a thread for each of a block's, all blocks
+// at once. Slow; the order of threads and their waiting are as free as on a GPU.
 
 #pragma once
 
@@ -56,20 +56,27 @@ inline float __fdividef(float x, float y) { return x / y; }
 
 // Shared memory begins as NaN: what is read before it is written is seen.
 template <typename Run>
-void run_blocks(int64_t blocks, int threads, int shared_floats, const Run& run) {
-  for (int64_t index = 0; index < blocks; ++index) {
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    std::vector<float4> shared(shared_floats / 4 + 1, float4{nan, nan, nan, nan});
-    Block shares(threads);
-    std::vector<std::thread> all;
-    for (int thread = 0; thread < threads; ++thread) {
-      all.emplace_back([&, thread] {
-        threadIdx = {thread};
-        blockIdx = {static_cast<int>(index)};
-        block = &shares;
-        run(&shared[0].x);
-      });
-    }
-    for (std::thread& thread : all) thread.join();
+void run_block(int index, int threads, int shared_floats, const Run& run) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float4> shared(shared_floats / 4, float4{nan, nan, nan, nan});
+  Block shares(threads);
+  std::vector<std::thread> all;
+  for (int thread = 0; thread < threads; ++thread) {
+    all.emplace_back([&, thread] {
+      threadIdx = {thread};
+      blockIdx = {index};
+      block = &shares;
+      run(&shared[0].x);
+    });
   }
+  for (std::thread& thread : all) thread.join();
+}
+
+template <typename Run>
+void run_blocks(int64_t blocks, int threads, int shared_floats, const Run& run) {
+  std::vector<std::thread> all;
+  for (int index = 0; index < blocks; ++index) {
+    all.emplace_back([&, index] { run_block(index, threads, shared_floats, run); });
+  }
+  for (std::thread& each : all) each.join();
 }

@@ -1,5 +1,7 @@
-// The GPU's recurrences as calls of XLA:CPU, see cuda_on_cpu.h. With RACES a program
-// instead, for a sanitizer of threads.
+// The GPU's recurrences as calls of XLA:CPU, see cuda_on_cpu.h. With WATCHED a program
+// instead, for a sanitizer of threads or of addresses.
+
+#include <algorithm>
 
 #include "cuda_on_cpu.h"
 // Behind what it needs of CUDA.
@@ -15,6 +17,7 @@ namespace {
 struct Launch {
   template <Kernel kernel, typename S>
   ffi::Error operator()(const Recurrence& layer, int64_t blocks, int floats) const {
+    if (blocks == 0) return ffi::Error::Internal("a GPU takes one block or more");
     run_blocks(blocks, S::kThreads, floats, [&](float* shared) {
       if constexpr (kernel == Kernel::kBackward) {
         flax_lstm::run_backward<S>(layer, shared);
@@ -63,7 +66,7 @@ HANDLER(FlaxLstmPersistentForward, forward);
 HANDLER(FlaxLstmPersistentForwardKeeping, forward_keeping);
 HANDLER(FlaxLstmPersistentBackward, backward);
 
-#ifdef RACES
+#ifdef WATCHED
 
 bool fails(int batch, int units) {
   constexpr int kSteps = 5;
@@ -86,6 +89,9 @@ bool fails(int batch, int units) {
   for (float** array : {&layer.h_n, &layer.c_n, &layer.d_h_0, &layer.d_c_0}) {
     *array = numbers(in_state);
   }
+  const auto valid = std::make_unique<bool[]>(kSteps * batch);
+  std::fill_n(valid.get(), kSteps * batch, true);
+  layer.valid = valid.get();
   layer.y = numbers(in_steps);
   layer.d_y = numbers(in_steps);
   layer.d_z = numbers(4 * in_steps);
@@ -94,7 +100,12 @@ bool fails(int batch, int units) {
          call<Kernel::kBackward>(layer).failure();
 }
 
-// With parts of eight sums, and of four: in registers, and for eight rows.
-int main() { return fails(7, 70) || fails(7, 40) || fails(9, 70); }
+// With parts of eight sums, and of four: in registers, and for eight rows. Blocks of one
+// row have threads that hold none, and another block beside them. For no row there is no
+// block.
+int main() {
+  return fails(7, 70) || fails(7, 40) || fails(9, 70) || fails(2, 70) || fails(2, 40) ||
+         fails(0, 40);
+}
 
 #endif
