@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _cudnn_lstm, _cudnn_primitives
+from flax_lstm._compiled_once import is_cacheable
 from flax_lstm._cudnn_weights import CudnnOptions, join, split
 from flax_lstm._lstm_weights import Weights
 
@@ -404,3 +405,7 @@ def test_under_vmap_a_layer_in_tf32_stays_in_tf32(cudnn):
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products
     assert all("[HIGH, HIGH]" in line for line in products), products
+
+
+def test_outside_of_jit_what_was_traced_is_kept():
+    assert is_cacheable(_cudnn_lstm.run_layers_by_cudnn)

@@ -6,6 +6,7 @@ That they compute the same is shown where all implementations are tested too.
 import functools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -21,7 +22,7 @@ from beside_fused import (
     slow_but,
     value_and_gradients,
 )
-from jax.sharding import NamedSharding, PartitionSpec as Spec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from precision import assert_products_are_precise
 
 from flax_lstm import LSTMClassifier, StackedLSTM, _native_primitives
@@ -344,6 +345,43 @@ def test_shard_map_has_the_loops_on_every_device(native):
     assert all(f"@{name}(" in text for name in CALLED)
     expected = jax.jit(shard)(variables, x, hx)
     assert_close(spread(variables, x, hx), expected)
+
+
+def test_shard_map_over_one_of_two_axes_has_the_fused_loops(native):
+    """XLA itself spreads what lies along the other."""
+    loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
+    of_rows = mesh_of_cpus()
+    mesh = jax.make_mesh(
+        (of_rows.size, 1),
+        ("rows", "others"),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=[*of_rows.devices],
+    )
+    by_rows = Spec(None, "rows")
+    spread = jax.shard_map(
+        lambda *a: loops(*a)[1][0],
+        mesh=mesh,
+        in_specs=(Spec(), by_rows, by_rows),
+        out_specs=by_rows,
+        axis_names={"rows"},
+    )
+    text = jax.jit(spread).lower(variables, x, hx).as_text()
+    assert not any(f"@{name}(" in text for name in ("flax_lstm_forward", *CALLED))
+
+
+def test_devices_share_the_cores(native, monkeypatch):
+    monkeypatch.setattr(_native_primitives, "usable_cores", lambda: 8)
+    loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
+    mesh = mesh_of_cpus()
+    by_rows = Spec(None, "rows")
+    spread = jax.shard_map(
+        lambda *a: loops(*a)[1][0],
+        mesh=mesh,
+        in_specs=(Spec(), by_rows, by_rows),
+        out_specs=by_rows,
+    )
+    text = jax.jit(spread).lower(variables, x, hx).as_text()
+    assert re.findall(r"threads = (\d+)", text) == [str(8 // mesh.size)]
 
 
 def test_an_exported_program_runs_without_the_loops(native):
