@@ -347,9 +347,22 @@ def test_shard_map_has_the_loops_on_every_device(native):
     assert_close(spread(variables, x, hx), expected)
 
 
+def text_of_spread(mesh, **options):
+    """The program of a pass forward under shard_map, which has the batch in parts."""
+    loops, _, arguments = setting(3, 8, 2, 5)
+    by_rows = Spec(None, "rows")
+    spread = jax.shard_map(
+        lambda *a: loops(*a)[1][0],
+        mesh=mesh,
+        in_specs=(Spec(), by_rows, by_rows),
+        out_specs=by_rows,
+        **options,
+    )
+    return jax.jit(spread).lower(*arguments).as_text()
+
+
 def test_shard_map_over_one_of_two_axes_has_the_fused_loops(native):
     """XLA itself spreads what lies along the other."""
-    loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
     of_rows = mesh_of_cpus()
     mesh = jax.make_mesh(
         (of_rows.size, 1),
@@ -357,30 +370,14 @@ def test_shard_map_over_one_of_two_axes_has_the_fused_loops(native):
         axis_types=(AxisType.Auto,) * 2,
         devices=[*of_rows.devices],
     )
-    by_rows = Spec(None, "rows")
-    spread = jax.shard_map(
-        lambda *a: loops(*a)[1][0],
-        mesh=mesh,
-        in_specs=(Spec(), by_rows, by_rows),
-        out_specs=by_rows,
-        axis_names={"rows"},
-    )
-    text = jax.jit(spread).lower(variables, x, hx).as_text()
+    text = text_of_spread(mesh, axis_names={"rows"})
     assert not any(f"@{name}(" in text for name in ("flax_lstm_forward", *CALLED))
 
 
 def test_devices_share_the_cores(native, monkeypatch):
     monkeypatch.setattr(_native_primitives, "usable_cores", lambda: 8)
-    loops, _, (variables, x, hx) = setting(3, 8, 2, 5)
     mesh = mesh_of_cpus()
-    by_rows = Spec(None, "rows")
-    spread = jax.shard_map(
-        lambda *a: loops(*a)[1][0],
-        mesh=mesh,
-        in_specs=(Spec(), by_rows, by_rows),
-        out_specs=by_rows,
-    )
-    text = jax.jit(spread).lower(variables, x, hx).as_text()
+    text = text_of_spread(mesh)
     assert re.findall(r"threads = (\d+)", text) == [str(8 // mesh.size)]
 
 
