@@ -1,6 +1,7 @@
 """Reading a torch state_dict without torch, and saying what is wrong with one."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -167,7 +168,10 @@ _FIRST_MEMBER = {
 
 def require_one_member(argument: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises a ValueError if all have one axis more, that of an ensemble's members."""
-    more = {array.ndim - (1 if "bias" in k else 2) for k, array in arrays.items()}
+    own = [re.split("[./]", name)[-1] for name in arrays]
+    ranks = [1 if name.startswith("bias") else 2 for name in own]
+    pairs = zip(arrays.values(), ranks, strict=True)
+    more = {array.ndim - rank for array, rank in pairs}
     members = {array.shape[0] for array in arrays.values()} if more == {1} else set()
     if len(members) == 1:
         first = _FIRST_MEMBER[argument]

@@ -472,7 +472,10 @@ def test_an_ensembles_weights_are_refused_with_what_to_do():
         params_from_torch(state_dict)
     assert params_from_torch({k: v[0] for k, v in state_dict.items()})
     of_classifier = {f"encoder.{name}": array for name, array in state_dict.items()}
-    of_classifier |= {"fc.weight": torch.ones(3, 2, H), "fc.bias": torch.ones(3, 2)}
+    of_classifier |= {
+        "debias.weight": torch.ones(3, 2, H),
+        "debias.bias": torch.ones(3, 2),
+    }
     with pytest.raises(ValueError, match=r"^state_dict: .* got those of 3 along"):
         classifier_params_from_torch(of_classifier)
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -17,7 +16,7 @@ def take_turns(path: str | None) -> None:
     _turns = path
 
 
-def compiled(lowered: jax.stages.Lowered) -> Any:
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """What is lowered, compiled when it is this process's turn.
 
     While XLA compiles for a GPU it times products, which no other may disturb. Tracing

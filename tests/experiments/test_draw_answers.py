@@ -34,15 +34,20 @@ def test_pictures_are_taken_or_refused_in_words(open_page, tmp_path):
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def answer_late(page, held, path):
+    """Lets what was held be answered, and the page deal with the answer."""
+    with page.expect_response(f"**/api/{path}"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+
+
 def test_of_two_test_digits_the_one_asked_for_last_is_shown(open_page):
     page = open_page(**STILL)
     held = hold(page, "test/1")
     page.click("#next")
     page.click("#next")
     expect(page.locator("#sentence")).to_contain_text("Test digit 2:")
-    with page.expect_response("**/api/test/1"):
-        held[0].continue_()
-    page.wait_for_timeout(200)
+    answer_late(page, held, "test/1")
     expect(page.locator("#sentence")).to_contain_text("Test digit 2:")
     expect(page.locator("#row-text")).to_have_text("row 8 of 8")
 
@@ -80,9 +85,7 @@ def test_the_sheet_is_emptied_though_a_drawing_is_still_being_read(open_page):
         draw(page, zero())
     page.click("#clear")
     assert_empty(page)
-    with page.expect_response("**/api/read"):
-        held[0].continue_()
-    page.wait_for_timeout(200)
+    answer_late(page, held, "read")
     assert_empty(page)
     draw(page, zero())
     expect(page.locator("#digit")).to_have_text("0")
@@ -95,9 +98,7 @@ def test_a_drawing_that_waits_is_forgotten_for_a_test_digit(open_page):
         draw(page, zero())
     page.click("#next")
     expect(page.locator("#sentence")).to_contain_text("Test digit 1:")
-    with page.expect_response("**/api/read"):
-        held[0].continue_()
-    page.wait_for_timeout(200)
+    answer_late(page, held, "read")
     expect(page.locator("#sentence")).to_contain_text("Test digit 1:")
 
 
