@@ -19,6 +19,7 @@ from commands import arguments
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
 pytest.importorskip("flask", reason="the page is served by Flask")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # Milliseconds, for a busy machine.
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DESKTOP = {"viewport": {"width": 1180, "height": 1010}}

@@ -51,11 +51,14 @@ def test_a_digit_drawn_with_the_mouse_is_read_while_it_is_drawn(open_page):
     for canvas in ("#image", "#probabilities", "#i", "#f", "#o", "#c"):
         assert painted(page, canvas) > 5, canvas
 
-    draw(page, [(0.1, 0.9), (0.9, 0.9)])
-    expect(page.locator("#sentence")).to_have_text(READ)
+    image = "document.getElementById('image').toDataURL()"
+    zeros = page.evaluate(image)
+    with page.expect_response("**/api/read"):
+        draw(page, [(0.1, 0.9), (0.9, 0.9)])
     page.click("#undo")
-    expect(page.locator("#digit")).to_have_text("0")
+    page.wait_for_function(f"zeros => {image} === zeros", arg=zeros)
     expect(page.locator("#sentence")).to_have_text(READ)
+    expect(page.locator("#digit")).to_have_text("0")
     page.click("#clear")
     assert_empty(page)
 

@@ -72,10 +72,7 @@ async function readDrawing(finished) {
   while (waiting) {
     const { finished } = waiting;
     waiting = null;
-    const before = latest;
-    const body = await pad.picture();
-    if (latest !== before) continue; // Another digit was asked for meanwhile.
-    await read("api/read", { method: "POST", body }, { sweep: finished });
+    await read("api/read", { method: "POST", body: pad.picture() }, { sweep: finished });
   }
   busy = false;
 }

@@ -58,12 +58,15 @@ export class Pad {
     this.paint();
   }
 
-  // The drawing as a PNG, black on white whatever the page's colours.
+  // The drawing as a PNG, black on white whatever the page's colours. Not by toBlob, for
+  // which browsers wait until a page is idle: seconds, if it is busy on a busy machine.
   picture() {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = SENT;
     this.#draw(canvas, "white", "black");
-    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    const base64 = canvas.toDataURL("image/png").split(",")[1];
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    return new Blob([bytes], { type: "image/png" });
   }
 
   paint() {
