@@ -13,6 +13,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 html_theme = "furo"
+html_show_copyright = False  # There is a licence.
 # A `name` in a docstring is code, and a link where it is one of ours.
 default_role = "py:obj"
 # The docstrings give shapes and dtypes, of which types know nothing.

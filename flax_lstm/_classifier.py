@@ -27,7 +27,7 @@ class SequenceClassifier(nn.Module, kw_only=True):
     """Base class of the classifiers; each declares its stack's options and builds it.
 
     Options that torch does not have are declared here, as keyword-only arguments, as in
-    `RecurrentStack`.
+    the stacks.
 
     Raises:
         TypeError: this class itself is instantiated instead of a subclass.
@@ -213,6 +213,9 @@ class LSTMClassifier(SequenceClassifier):
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
 
+    Warns:
+        UserWarning: dropout > 0 with one layer, where it does nothing.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax_lstm import LSTMClassifier
@@ -259,6 +262,9 @@ class GRUClassifier(SequenceClassifier):
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
 
+    Warns:
+        UserWarning: dropout > 0 with one layer, where it does nothing.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax_lstm import GRUClassifier
@@ -302,6 +308,9 @@ class RNNClassifier(SequenceClassifier):
 
     Raises:
         ValueError, TypeError: an option is out of its range or of the wrong type.
+
+    Warns:
+        UserWarning: dropout > 0 with one layer, where it does nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -5,8 +5,8 @@ product, and writes gates and states to memory in between. Here a whole layer is
 call (`flax_lstm/native`). On a CPU, weights are packed once, gates are computed from
 the product's sums before those leave the registers, and the rows of a batch (or, if
 there are few rows, the units) are spread over all cores. On an NVIDIA GPU, once its
-kernels are compiled and for up to 128 units (64 on GPUs older than the H100), the
-recurrent weights stay on the chip (`_persistent_lstm`).
+kernels are compiled and for up to 128 units (64 where the compute capability is neither
+9 nor 10), the recurrent weights stay on the chip (`_persistent_lstm`).
 
 Each loop has a reference implementation in JAX operations, taken from the fused one,
 which provides derivatives of every kind, vmap and other platforms

@@ -50,7 +50,7 @@ def classifier_params_from_torch(
     module that contains both the stack and the head.
 
     Args:
-        state_dict: a mapping or the path of a `.safetensors` file, with the keys of
+        state_dict: a mapping or the path of a ``.safetensors`` file, with the keys of
             these modules and no others.
         head: the name of the Linear in torch, such as `'fc'`; None to detect it.
         stack: the name of the LSTM, GRU or RNN in torch; None to detect it.
@@ -125,9 +125,9 @@ def classifier_params_to_torch(
             `rnn`.
 
     Returns:
-        A dict of writable NumPy arrays: the stack's under `lstm.`, `gru.` or `rnn.`,
-        `head.weight` (num_classes, D·P) and `head.bias` (num_classes,), under the names
-        `stack` and `head` instead if they are given; with `pooling='attention'` also
+        A dict of writable NumPy arrays. The stack's are under `lstm.`, `gru.` or
+        `rnn.`, `head.weight` is (num_classes, D·P) and `head.bias` (num_classes,), under
+        the names `stack` and `head` if they are given; with `pooling='attention'` also
         `attention.weight` (D·P, D·P), `attention.bias` (D·P,) and `query.weight`
         (1, D·P), after whatever module the names of stack and head begin with.
 

@@ -44,7 +44,7 @@ def params_from_torch(
 
     Args:
         state_dict: a mapping of torch's names to torch tensors or arrays, or the
-            path of a `.safetensors` file. Nothing is ever unpickled.
+            path of a ``.safetensors`` file. Nothing is ever unpickled.
         prefix: the prefix of the module's names, such as `'encoder.lstm.'`; keys
             without it are ignored.
 

@@ -108,7 +108,7 @@ def wait_for_rows(workdir, count, processes):
 def test_one_that_is_killed_ends_the_others_and_the_job_goes_on(tmp_path, killed):
     flags = ("--num_epochs=6", "--batch_size=50")
     whole = tmp_path / "whole"
-    train_in(2, whole, *flags)
+    train(whole, "--num_devices=1", *flags)
     workdir = tmp_path / "killed"
     processes = start(2, workdir, *flags)
     wait_for_rows(workdir, 2, processes)

@@ -288,12 +288,17 @@ def test_ctrl_c_is_not_lost_in_a_callback_whose_errors_are_dropped():
 
 
 def kill_at_random_moments(workdir, kills, whole_seconds, flags):
+    """How many were killed; a run that is through begins anew.
+
+    Early moments first, which find it running, however fast it is by now.
+    """
     rng = random.Random(0)
     killed = 0
-    for _ in range(kills):
+    for moment in sorted(rng.uniform(0, whole_seconds) for _ in range(kills)):
         process = start(workdir, *flags)
         try:
-            process.communicate(timeout=rng.uniform(0, whole_seconds))
+            process.communicate(timeout=moment)
+            shutil.rmtree(workdir)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
