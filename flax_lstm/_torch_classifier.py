@@ -126,10 +126,11 @@ def classifier_params_to_torch(
 
     Returns:
         A dict of writable NumPy arrays. The stack's are under `lstm.`, `gru.` or
-        `rnn.`, `head.weight` is (num_classes, D·P) and `head.bias` (num_classes,), under
-        the names `stack` and `head` if they are given; with `pooling='attention'` also
-        `attention.weight` (D·P, D·P), `attention.bias` (D·P,) and `query.weight`
-        (1, D·P), after whatever module the names of stack and head begin with.
+        `rnn.`; `head.weight` is (num_classes, D·P), `head.bias` (num_classes,). If
+        `stack` and `head` are given, those names are used. With `pooling='attention'`
+        there are also `attention.weight` (D·P, D·P), `attention.bias` (D·P,) and
+        `query.weight` (1, D·P), after whatever module the names of stack and head begin
+        with.
 
     Raises:
         ValueError: a head with the name of another module; entries that are missing,
