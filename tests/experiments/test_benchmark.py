@@ -284,9 +284,7 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
 @pytest.mark.parametrize(
     ("results", "count"),
     [
-        ("steps-2-cores", 1),
-        ("benchmark-2-cores", 2),
-        ("grid-2-cores", 1),
+        ("benchmark-2-cores", 4),
         ("zen4-2-cores", 1),
         ("avx2-2-cores", 3),
     ],
@@ -301,7 +299,7 @@ def test_the_text_has_the_tables_of_the_results(results, count):
 
 
 def test_the_readme_has_the_results():
-    results = ROOT / "experiments" / "results" / "steps-2-cores.json"
+    results = ROOT / "experiments" / "results" / "benchmark-2-cores.json"
     short = summary.short_table(Report.read(str(results)))
     assert short in (ROOT / "README.md").read_text()
 
