@@ -287,8 +287,8 @@ def test_ctrl_c_is_not_lost_in_a_callback_whose_errors_are_dropped():
     assert done.stdout == ""
 
 
-def kill_at_random_moments(workdir, kills, whole_seconds, flags):
-    """How many were killed; a run that is through begins anew.
+def kill_at_random_moments(workdir, kills, whole, whole_seconds, flags):
+    """How many were killed; a run that is through is checked, and begins anew.
 
     Early moments first, which find it running, however fast it is by now.
     """
@@ -298,11 +298,13 @@ def kill_at_random_moments(workdir, kills, whole_seconds, flags):
         process = start(workdir, *flags)
         try:
             process.communicate(timeout=moment)
-            shutil.rmtree(workdir)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             killed += 1
+        else:
+            assert_same_run(workdir, whole)
+            shutil.rmtree(workdir)
     return killed
 
 
@@ -320,7 +322,7 @@ def test_sigkill_anywhere_loses_nothing(trained, tmp_path, kills):
     seconds = time.monotonic() - began
     assert_same_run(whole, trained[0])
     workdir = tmp_path / "killed"
-    assert kill_at_random_moments(workdir, kills, seconds, FLAGS) > 0
+    assert kill_at_random_moments(workdir, kills, whole, seconds, FLAGS) > 0
     train(workdir, *FLAGS)
     assert_same_run(workdir, trained[0])
     done = [command("predict", f"--workdir={w}", "--index=7") for w in (whole, workdir)]

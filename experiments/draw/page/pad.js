@@ -58,8 +58,8 @@ export class Pad {
     this.paint();
   }
 
-  // The drawing as a PNG, black on white whatever the page's colours. Not by toBlob, for
-  // which browsers wait until a page is idle: seconds, if it is busy on a busy machine.
+  // The drawing as a PNG, black on white whatever the page's colours. Not by toBlob, with
+  // which Chromium waits until the page is idle: seconds, if it is busy on a busy machine.
   picture() {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = SENT;
