@@ -396,6 +396,15 @@ def test_under_vmap_the_reference_is_as_precise_as_its_layer(cudnn):
     assert_products_are_precise(mapped, variables, x)
 
 
+def test_elsewhere_the_reference_is_as_precise_as_its_layer(
+    cudnn, default_device_cpu, monkeypatch
+):
+    """It is compiled in place of cuDNN's calls, for a CPU here."""
+    monkeypatch.setattr(_cudnn_lstm, "forward_p", _cudnn_primitives.forward_p)
+    lstm, x, variables = setting()
+    assert_products_are_precise(partial(loss, lstm), variables, x)
+
+
 def test_under_vmap_a_layer_in_tf32_stays_in_tf32(cudnn):
     lstm, x, variables = setting()
     mapped = jax.vmap(partial(loss, lstm), in_axes=(None, 0))
