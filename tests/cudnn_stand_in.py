@@ -43,16 +43,14 @@ class Reference:
         assert precision in (jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST)
         results = _run(x, h_0, c_0, w, seq_lengths, sizes)
         y, *_ = results
-        # Of the kind that cuDNN keeps, and read by the call backward below.
-        kept = jnp.concatenate([jnp.zeros(3), y.ravel()])
-        return results, (x, h_0, c_0, w, seq_lengths, y, kept)
+        return results, (x, h_0, c_0, w, seq_lengths, y, _kept(y))
 
     @staticmethod
     def lstm_bwd(*sizes_and_arrays):
         *sizes, residuals, gradients = sizes_and_arrays
         *floats, seq_lengths, y, kept = residuals
         # What did not come from the call forward is of no use.
-        fails = jnp.where(kept[3:] == y.ravel(), 0.0, jnp.nan).sum()
+        fails = jnp.where(kept == _kept(y), 0.0, jnp.nan).sum()
 
         def run(*floats):
             return _run(*floats, seq_lengths, sizes)
@@ -60,6 +58,11 @@ class Reference:
         _, back = jax.vjp(run, *floats)
         of_floats = [array + fails for array in back(tuple(gradients))]
         return *of_floats, jnp.zeros_like(seq_lengths)
+
+
+def _kept(y):
+    """Of the kind that cuDNN keeps: read by the call backward."""
+    return jnp.concatenate([jnp.zeros(3), y.ravel()])
 
 
 def _run(x, h_0, c_0, w, seq_lengths, sizes):
