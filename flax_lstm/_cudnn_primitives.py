@@ -72,8 +72,11 @@ def forward(x, h_0, c_0, weights, lengths, *, options: CudnnOptions):
 
 def forward_keeping(*arguments, options: CudnnOptions, kept_size: int):
     """As `forward`, followed by NaN in place of what cuDNN saves."""
+    y, h_n, c_n = forward(*arguments, options=options)
     nothing = jnp.full(kept_size, jnp.nan, jnp.float32)
-    return *forward(*arguments, options=options), nothing
+    # Of a mesh's devices each keeps its own.
+    kept, _ = varying_alike((nothing, y))
+    return y, h_n, c_n, kept
 
 
 def tangents(*operands, options: CudnnOptions):

@@ -297,11 +297,16 @@ def test_weights_as_one_vector_and_back():
     jax.tree.map(np.testing.assert_array_equal, again, cells)
 
 
-def test_the_reference_keeps_nothing_that_cudnn_could_take_for_its_own():
+def one_layer():
+    """Options and arguments of a call for one layer."""
     options = CudnnOptions(I, H, 1, 0.0, False, jax.lax.Precision.HIGHEST)
     state = jnp.ones((1, B, H))
     weights = jnp.ones(4 * H * (I + H + 2))
-    arguments = (jnp.ones((B, T, I)), state, state, weights, jnp.full(B, T))
+    return options, (jnp.ones((B, T, I)), state, state, weights, jnp.full(B, T))
+
+
+def test_the_reference_keeps_nothing_that_cudnn_could_take_for_its_own():
+    options, arguments = one_layer()
     *results, kept = _cudnn_primitives.forward_keeping(
         *arguments, options=options, kept_size=7
     )
@@ -348,6 +353,25 @@ def test_gradients_under_shard_map_are_the_whole_batchs(cudnn):
 
     got = jax.jit(jax.grad(total, (0, 1)))(variables, x)
     assert_same(got, jax.jit(jax.grad(partial(loss, lstm), (0, 1)))(variables, x))
+
+
+def test_of_a_meshs_devices_each_keeps_its_own():
+    """Else JAX might take one's for all of them, from one shard_map to the next."""
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    options, arguments = one_layer()
+
+    def varying_axes(*arguments):
+        *_, kept = _cudnn_primitives.forward_keeping(
+            *arguments, options=options, kept_size=7
+        )
+        seen.append(jax.typeof(kept).manual_axis_type.varying)
+
+    seen = []
+    run = jax.shard_map(
+        varying_axes, mesh=mesh, in_specs=Spec("rows"), out_specs=Spec()
+    )
+    jax.eval_shape(run, *arguments)
+    assert seen == [{"rows"}]
 
 
 def test_a_classifier_runs_by_it(cudnn):
