@@ -222,7 +222,9 @@ def test_vmap_over_an_ensemble_and_its_gradients(cudnn):
     assert_same(*results)
 
 
-def test_reverse_mode_is_a_call_forward_and_one_backward(cudnn, monkeypatch):
+@pytest.fixture
+def lowered_calls(cudnn, monkeypatch):
+    """Direction and input shape of cuDNN's calls, as they are lowered."""
     library, seen = _cudnn_primitives.rnn, []
 
     class Watched:
@@ -236,11 +238,37 @@ def test_reverse_mode_is_a_call_forward_and_one_backward(cudnn, monkeypatch):
             seen.append(("backward", arguments[-2][0].shape))
             return library.lstm_bwd(*arguments)
 
-    lstm, x, variables = setting(bidirectional=True)
     monkeypatch.setattr(_cudnn_primitives, "rnn", Watched)
+    return seen
+
+
+def test_inference_is_one_call(lowered_calls):
+    lstm, x, variables = setting(bidirectional=True)
+    jax.jit(lstm.apply).lower(variables, x)
+    assert lowered_calls == [("forward", (B, T, I))]
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_what_xla_divides_among_devices_calls_nothing(lowered_calls):
+    mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
+    lstm, x, variables = setting()
+    x = jax.device_put(x, NamedSharding(mesh, Spec(None, "rows")))
+    jax.jit(lstm.apply).lower(variables, x)
+    assert lowered_calls == []
+
+
+def test_what_is_exported_calls_nothing(lowered_calls):
+    lstm, x, variables = setting()
+    export.export(jax.jit(lstm.apply))(variables, x)
+    assert lowered_calls == []
+
+
+def test_reverse_mode_is_a_call_forward_and_one_backward(lowered_calls):
+    lstm, x, variables = setting(bidirectional=True)
     jax.jit(jax.grad(partial(loss, lstm))).lower(variables, x)
     # Once to ask what cuDNN keeps.
-    assert seen == [(name, (B, T, I)) for name in ("forward", "forward", "backward")]
+    names = ("forward", "forward", "backward")
+    assert lowered_calls == [(name, (B, T, I)) for name in names]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["by_itself", "in_a_program"])
