@@ -205,7 +205,6 @@ def primitive_for(platform: str) -> jax.extend.core.Primitive:
     transpose_each_other(
         tangents_p,
         backward_p,
-        backward,
         known=_KNOWN,
         linear=lambda **_: _FLOATS,
         gradients=_GRADIENTS,

@@ -175,7 +175,6 @@ def transpose_to_each_other(tangents, backward) -> None:
     transpose_each_other(
         tangents,
         backward,
-        native_reference.backward,
         known=operands.NUM_OF_RUN,
         linear=lambda needs_x, **_: operands.num_of_tangents(needs_x),
         gradients=operands.NUM_OF_GRADIENTS,

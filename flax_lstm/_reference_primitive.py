@@ -80,7 +80,6 @@ def lower_on(
 def transpose_each_other(
     tangents_p: jax.extend.core.Primitive,
     backward_p: jax.extend.core.Primitive,
-    backward: Reference,
     known: int,
     linear: Callable[..., int],
     gradients: int,
@@ -93,40 +92,29 @@ def transpose_each_other(
     Args:
         tangents_p: from tangents to tangents.
         backward_p: from gradients to gradients.
-        backward: the latter's reference implementation.
         known: as above.
         linear: from its parameters, the number of arguments that `tangents_p` is linear
             in.
         gradients: the number of arguments that `backward_p` is linear in.
     """
 
-    def of_tangents(given, *operands, **params):
-        end = known + linear(**params)
-        first, middle, rest = operands[:known], operands[known:end], operands[end:]
-        arguments = (*first, *map(ad.instantiate_zeros, given), *rest)
-        transposed = backward_p.bind(*varying_alike(arguments), **params)
-        # A tangent that is known is zero, and nobody asks for its gradient.
-        asked = [
-            gradient if ad.is_undefined_primal(operand) else None
-            for operand, gradient in zip(middle, transposed, strict=True)
-        ]
-        return [*([None] * known), *asked, *([None] * len(rest))]
+    def by(primitive, num_of_linear):
+        def transpose(given, *operands, **params):
+            end = known + num_of_linear(**params)
+            first, middle, rest = operands[:known], operands[known:end], operands[end:]
+            arguments = (*first, *map(ad.instantiate_zeros, given), *rest)
+            transposed = primitive.bind(*varying_alike(arguments), **params)
+            # An argument that is known is zero, and nobody asks for its transpose.
+            asked = [
+                result if ad.is_undefined_primal(operand) else None
+                for operand, result in zip(middle, transposed, strict=True)
+            ]
+            return [*([None] * known), *asked, *([None] * len(rest))]
 
-    def of_backward(given, *operands, **params):
-        end = known + gradients
-        first, middle, rest = operands[:known], operands[known:end], operands[end:]
+        return transpose
 
-        def of_gradients(*arrays):
-            return backward(*first, *arrays, *rest, **params)
-
-        shapes = [operand.aval for operand in middle]
-        transposed = jax.linear_transpose(of_gradients, *shapes)(
-            tuple(map(ad.instantiate_zeros, given))
-        )
-        return [*([None] * known), *transposed, *([None] * len(rest))]
-
-    ad.primitive_transposes[tangents_p] = of_tangents
-    ad.primitive_transposes[backward_p] = of_backward
+    ad.primitive_transposes[tangents_p] = by(backward_p, linear)
+    ad.primitive_transposes[backward_p] = by(tangents_p, lambda **_: gradients)
 
 
 def devices_if_callable(module: mlir.ModuleContext) -> int | None:

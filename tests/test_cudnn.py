@@ -184,6 +184,9 @@ DERIVATIVES = {
     "reverse_of_reverse": lambda f, *a: jax.grad(partial(squares_of_gradients, f))(*a),
     "forward_of_reverse": lambda f, *a: along(jax.grad(f, (0, 1)), *a),
     "reverse_of_forward": lambda f, *a: jax.grad(partial(along, f), (0, 1))(*a),
+    "transposed_pullback": lambda f, *a: jax.linear_transpose(jax.vjp(f, *a)[1], f(*a))(
+        a
+    ),
     "reverse_of_a_checkpoint": lambda f, *a: jax.grad(jax.checkpoint(f), (0, 1))(*a),
 }
 COMPILE_LONG = ("reverse_of_reverse", "reverse_of_forward")

@@ -75,6 +75,32 @@ def test_jvp_is_the_gradient_along_the_tangent(variant):
     np.testing.assert_allclose(along, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("of_input", [True, False], ids=["input", "weights"])
+def test_a_pullback_transposed_gives_the_tangents(of_input, variant):
+    """As where `jax.lax.custom_linear_solve` has one in its operator."""
+    stack = variant.build(I, H, 2, bidirectional=True)
+    x, hx, variables = draw(stack)
+    run = partial(stack.apply, hx=hx, seq_lengths=np.array([1, 4, 0, 3]))
+    primals = (variables, x)
+    if not of_input:
+        run, primals = partial(run, input=x), (variables,)
+    tangents = jax.tree.map(np.cos, primals)
+
+    @jax.jit
+    def transposed(primals, tangents):
+        results, pullback = jax.vjp(run, *primals)
+        (of_results,) = jax.linear_transpose(pullback, results)(tangents)
+        return of_results
+
+    _, expected = jax.jvp(run, primals, tangents)
+    # Sums of some tens of numbers of order 1 to 10.
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4),
+        transposed(primals, tangents),
+        expected,
+    )
+
+
 def test_vmap_over_an_ensemble_equals_a_loop(variant):
     stack = variant.build(I, H)
     x, _, _ = draw(stack)
