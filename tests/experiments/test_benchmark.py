@@ -285,7 +285,7 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     ("results", "count"),
     [
         ("benchmark-2-cores", 4),
-        ("zen4-2-cores", 1),
+        ("zen4-2-cores", 4),
         ("avx2-2-cores", 3),
     ],
 )
