@@ -347,7 +347,7 @@ def test_shard_map_has_the_loops_on_every_device(native):
     assert_close(spread(variables, x, hx), expected)
 
 
-def text_of_spread(mesh, **options):
+def text_of_spread(mesh, place=lambda arguments: arguments, **options):
     """The program of a pass forward under shard_map, which has the batch in parts."""
     loops, _, arguments = setting(3, 8, 2, 5)
     by_rows = Spec(None, "rows")
@@ -358,7 +358,7 @@ def text_of_spread(mesh, **options):
         out_specs=by_rows,
         **options,
     )
-    return jax.jit(spread).lower(*arguments).as_text()
+    return jax.jit(spread).lower(*place(arguments)).as_text()
 
 
 def test_shard_map_over_one_of_two_axes_has_the_fused_loops(native):
@@ -374,10 +374,13 @@ def test_shard_map_over_one_of_two_axes_has_the_fused_loops(native):
     assert not any(f"@{name}(" in text for name in ("flax_lstm_forward", *CALLED))
 
 
-def test_devices_share_the_cores(native, monkeypatch):
+@pytest.mark.parametrize("abstract", [False, True])
+def test_devices_share_the_cores(abstract, native, monkeypatch):
+    """With an abstract mesh, those that the arrays are on."""
     monkeypatch.setattr(_native_primitives, "usable_cores", lambda: 8)
     mesh = mesh_of_cpus()
-    text = text_of_spread(mesh)
+    place = functools.partial(jax.device_put, device=NamedSharding(mesh, Spec()))
+    text = text_of_spread(mesh.abstract_mesh if abstract else mesh, place)
     assert re.findall(r"threads = (\d+)", text) == [str(8 // mesh.size)]
 
 

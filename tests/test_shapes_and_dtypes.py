@@ -13,6 +13,7 @@ from kinds import KINDS, unpacked
 
 from flax_lstm import GRUClassifier, LSTMClassifier, RNNClassifier, StackedLSTM
 from flax_lstm._lstm_cell import LSTMCell
+from flax_lstm._rnn_cell import RNNCell
 
 T, B, I, H, P = 5, 3, 4, 6, 2  # noqa: E741
 KEY = jax.random.key(0)
@@ -221,6 +222,16 @@ def test_weights_of_flaxs_own_cell_fit_and_give_flaxs_own_output(kind, bidirecti
     # Flax concatenates an LSTM's kernels, so the sums of a product may be ordered
     # otherwise: a few roundings of float32 at values below 1.
     np.testing.assert_allclose(output, y, rtol=0, atol=1e-6)
+
+
+def test_a_residual_cell_is_flaxs_own():
+    h, x = (
+        jax.random.normal(jax.random.key(n), (B, size)) for n, size in ((1, H), (2, I))
+    )
+    flax_cell = nn.SimpleCell(H, residual=True)
+    variables = flax_cell.init(KEY, h, x)
+    got = RNNCell(H, residual=True).apply(variables, h, x)
+    jax.tree.map(np.testing.assert_array_equal, got, flax_cell.apply(variables, h, x))
 
 
 F32, BF16 = jnp.float32, jnp.bfloat16
