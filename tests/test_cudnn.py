@@ -178,15 +178,18 @@ def along(loss, *arguments):
     return tangent
 
 
+def transposed_pullback(loss, *arguments):
+    value, pullback = jax.vjp(loss, *arguments)
+    return jax.linear_transpose(pullback, value)(arguments)
+
+
 DERIVATIVES = {
     "forward": lambda f, *a: along(f, *a),
     "linearized": lambda f, *a: jax.linearize(f, *a)[1](*a),
     "reverse_of_reverse": lambda f, *a: jax.grad(partial(squares_of_gradients, f))(*a),
     "forward_of_reverse": lambda f, *a: along(jax.grad(f, (0, 1)), *a),
     "reverse_of_forward": lambda f, *a: jax.grad(partial(along, f), (0, 1))(*a),
-    "transposed_pullback": lambda f, *a: jax.linear_transpose(jax.vjp(f, *a)[1], f(*a))(
-        a
-    ),
+    "transposed_pullback": transposed_pullback,
     "reverse_of_a_checkpoint": lambda f, *a: jax.grad(jax.checkpoint(f), (0, 1))(*a),
 }
 COMPILE_LONG = ("reverse_of_reverse", "reverse_of_forward")
