@@ -27,6 +27,7 @@ from beside_fused import (
 from jax.interpreters import ad
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from kinds import trace_layers_anew
+from precision import assert_products_are_precise
 
 from flax_lstm import (
     StackedLSTM,
@@ -203,26 +204,28 @@ def test_an_explicit_mesh_of_one_device_has_them(on_cpu):
 
 
 def test_auto_does_not_take_them(on_cpu):
-    _, _, arguments = setting(2, 2, 3, 5)
+    """Though it would take a CPU's loops for as many rows and steps."""
+    _, _, (variables, x, hx) = setting(3, 2, 3, 5)
     stack = StackedLSTM(3, 5)
     assert stack.implementation == "auto"
-    variables, x, hx = arguments
+    assert "on_cpu_forward" in str(jax.make_jaxpr(stack.apply)(variables, x, hx))
     text = jax.jit(stack.apply).lower(variables, x, hx).as_text()
     assert "persistent" not in text
 
 
+def test_where_xla_divides_the_work_they_are_not_called(on_cpu):
+    kernels, _, arguments = setting(3, 4, 2, 5)
+    gradient = value_and_gradients(kernels)
+    expected = gradient(*arguments)
+    everywhere = NamedSharding(mesh_of_cpus(), Spec())
+    arguments = jax.device_put(arguments, everywhere)
+    assert "persistent" not in gradient.lower(*arguments).as_text()
+    assert_close(gradient(*arguments), expected)
+
+
 def test_a_precision_chosen_where_a_layer_is_traced_is_kept(on_cpu):
-    kernels, _, arguments = setting(3, 2, 4, 5)
-
-    @jax.jit
-    def precise(*arguments):
-        with jax.default_matmul_precision("highest"):
-            return jax.value_and_grad(kernels, (0, 1, 2), has_aux=True)(*arguments)
-
-    text = precise.lower(*arguments).as_text()
-    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert products
-    assert all("HIGHEST" in line for line in products), products
+    kernels, _, (variables, x, hx) = setting(3, 2, 4, 5)
+    assert_products_are_precise(lambda *some: kernels(*some, hx)[0], variables, x)
 
 
 @pytest.mark.skipif(
@@ -252,26 +255,40 @@ def test_a_blocks_shared_memory_limits_the_units(capability, units, monkeypatch)
     assert _persistent_lstm.most_units() == units
 
 
-def test_a_program_for_a_gpu_that_is_not_here_is_fused(monkeypatch):
-    """Its shared memory is unknown."""
+@pytest.fixture
+def text_for_cuda(monkeypatch):
+    """Makes a layer's program for CUDA; a GPU and its kernels seem to be there."""
     trace_layers_anew(monkeypatch)
     for name in ("is_usable", "register"):
         monkeypatch.setattr(library.Library, name, lambda self: True)
+    gpu = types.SimpleNamespace(compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda kind: [gpu])
     kernels, _, arguments = setting(2, 2, 3, 5)
 
     def text():
         traced = jax.jit(lambda *arguments: kernels(*arguments)).trace(*arguments)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
-    with monkeypatch.context() as here:
-        here.setattr(_persistent_lstm, "most_units", lambda: 128)
-        assert "persistent" in text()
+    assert "persistent" in text()
+    return text
+
+
+def test_a_program_for_a_gpu_that_is_not_here_is_fused(text_for_cuda, monkeypatch):
+    """Its shared memory is unknown."""
 
     def no_gpu(backend):
         raise RuntimeError(f"Unknown backend {backend}")
 
     monkeypatch.setattr(jax, "devices", no_gpu)
-    assert "persistent" not in text()
+    assert "persistent" not in text_for_cuda()
+
+
+def test_kernels_that_are_not_compiled_are_not_called(text_for_cuda, monkeypatch):
+    def not_compiled(loops):
+        raise ValueError(f"{loops.implementation} is not compiled")
+
+    monkeypatch.setattr(library.Library, "register", not_compiled)
+    assert "persistent" not in text_for_cuda()
 
 
 def test_more_units_than_a_block_holds_are_fused(on_cpu):
