@@ -17,7 +17,7 @@ flags.DEFINE_list(
     None,
     "Some of: processes (the notes' sizes, one process per contender), one_process "
     "(the same in one process), eager (outside of jit), costs (compiling, importing, "
-    "memory), epoch, grid, growth (default: all).",
+    "memory), epoch, grid, cells (GRU and RNN), growth (default: all).",
 )
 define_path("output", "runs/benchmark", "Path of the results, without .json and .png.")
 

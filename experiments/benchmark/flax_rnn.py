@@ -13,10 +13,13 @@ from experiments.benchmark.eager import Eager
 from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
 
+_CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
+
 
 class RNNClassifier(nn.Module):
-    """`nn.RNN` over `OptimizedLSTMCell`, one on the other, and a dense head."""
+    """`nn.RNN` over Flax's cells, one on the other, and a dense head."""
 
+    cell: str
     hidden: int
     layers: int
 
@@ -24,7 +27,7 @@ class RNNClassifier(nn.Module):
     def __call__(self, x):
         """Logits (B, classes) of x (B, T, I)."""
         for _ in range(self.layers):
-            x = nn.RNN(nn.OptimizedLSTMCell(self.hidden))(x)
+            x = nn.RNN(_CELLS[self.cell](self.hidden))(x)
         return nn.Dense(CLASSES)(x[:, -1])
 
 
@@ -69,7 +72,7 @@ class FlaxRNN(Eager):
         return work
 
     def _model(self, sizes: Sizes) -> RNNClassifier:
-        return RNNClassifier(sizes.hidden, sizes.layers)
+        return RNNClassifier(sizes.cell, sizes.hidden, sizes.layers)
 
     def _state(self, sizes: Sizes) -> train_state.TrainState:
         model = self._model(sizes)

@@ -19,16 +19,16 @@ from experiments.devices import (
 )
 from experiments.train_state import create_state, optimizer
 from experiments.training import train_step
-from flax_lstm import LSTMClassifier
+from flax_lstm import CLASSIFIERS, SequenceClassifier
 from flax_lstm.native import library
 
 _LEARNING_RATE = 1e-3
 
 
 class Ours(Eager):
-    """`LSTMClassifier` on one device, or with the rows spread over one device per core.
+    """A classifier on one device, or with the rows spread over one device per core.
 
-    The native loops use all cores by themselves, and so get one device; so does a
+    An LSTM's native loops use all cores by themselves, and so get one device; so does a
     machine with several GPUs, of which the other contenders use one, too.
     """
 
@@ -83,7 +83,7 @@ class Ours(Eager):
         compiled = compiling.compiled(jax.jit(spread).lower(params, inputs))
         return lambda: jax.block_until_ready(compiled(params, inputs))
 
-    def example(self, sizes: Sizes) -> tuple[LSTMClassifier, Any, jax.Array]:
+    def example(self, sizes: Sizes) -> tuple[SequenceClassifier, Any, jax.Array]:
         """A model, its parameters, and one batch of inputs."""
         inputs, _ = jax.device_put(examples(sizes))
         return self._model(sizes), self._state(sizes).params, inputs
@@ -117,7 +117,8 @@ class Ours(Eager):
         count = min(len(devices), max(1, sizes.batch // LEAST_ROWS_A_DEVICE))
         while sizes.batch % count:
             count -= 1
-        is_native = self._implementation == "auto" and has_native_loops()
+        has_loops = sizes.cell == "lstm" and has_native_loops()
+        is_native = self._implementation == "auto" and has_loops
         spreads = self._all_devices and not is_native and devices[0].platform == "cpu"
         count = count if spreads else 1
         count = self._num_devices or count
@@ -125,8 +126,8 @@ class Ours(Eager):
             (count,), (ROWS,), axis_types=(AxisType.Auto,), devices=devices[:count]
         )
 
-    def _model(self, sizes: Sizes) -> LSTMClassifier:
-        return LSTMClassifier(
+    def _model(self, sizes: Sizes) -> SequenceClassifier:
+        return CLASSIFIERS[sizes.cell](
             CLASSES,
             sizes.inputs,
             sizes.hidden,

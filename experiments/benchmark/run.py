@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[], Iterator[Comparison]]] = {
     "costs": lambda: sections.costs(repeats=5),
     "epoch": lambda: sections.whole_epoch(rounds=3),
     "grid": lambda: sections.grid(seconds=4),
+    "cells": lambda: sections.other_cells(seconds=6),
     "growth": lambda: sections.growth(seconds=3),
 }
 

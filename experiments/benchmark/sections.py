@@ -90,6 +90,7 @@ _PIXELS = Sizes(32, 784, 1, 128)
 INFERENCE_BATCHES = (1, 100, 1000)
 EAGER_BATCHES = INFERENCE_BATCHES[:2]
 GRID_KINDS = ("training", "inference")
+OTHER_CELLS = [NOTES._replace(cell=cell) for cell in ("gru", "rnn")]
 
 # What `Comparison.section` says.
 TRAINING, INFERENCE = "training step", "inference"
@@ -100,6 +101,10 @@ EAGER_INFERENCE = "inference outside of jit, a process each"
 EAGER_GRADIENT = "gradient outside of jit, a process each"
 LARGEST_PRODUCT = "the largest product, a process each"
 LARGEST_PRODUCT_ONE_CORE = "the largest product, a process and one core each"
+CELLS_SECTIONS = {
+    "training": "other cells, training, a process each",
+    "inference": "other cells, inference, a process each",
+}
 EPOCH = "epoch and test pass, a process each"
 EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
@@ -178,6 +183,14 @@ def grid(seconds: float) -> Iterator[Comparison]:
 
 def grid_section(kind: str) -> str:
     return f"grid, {kind}, a process each"
+
+
+def other_cells(seconds: float) -> Iterator[Comparison]:
+    """Training and inference of the notes' sizes, with GRUs and RNNs."""
+    names = (OURS, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
+    for kind, section in CELLS_SECTIONS.items():
+        for sizes in OTHER_CELLS:
+            yield _alone(section, names, kind, sizes, seconds)
 
 
 def _alone(

@@ -7,6 +7,8 @@ import numpy as np
 from experiments.allocator import step_bytes
 
 CLASSES = 10
+# Of a step, each a product of the inputs and one of the state.
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 class Sizes(NamedTuple):
@@ -17,6 +19,7 @@ class Sizes(NamedTuple):
     inputs: int = 28
     hidden: int = 128
     layers: int = 2
+    cell: str = "lstm"
 
     @property
     def step_bytes(self) -> int:
@@ -29,14 +32,15 @@ class Sizes(NamedTuple):
         For a step if `kind` is "training", or a batch if it is "inference". Whatever
         else the stack computes is not counted.
         """
-        rows = 2 * self.batch * self.steps * 4 * self.hidden
+        rows = 2 * self.batch * self.steps * _GATES[self.cell] * self.hidden
         of_inputs = rows * self.inputs
         forward = of_inputs + rows * self.hidden * (2 * self.layers - 1)
         # Backward it is twice that, less the inputs' gradient, which is not computed.
         return 3 * forward - of_inputs if kind == "training" else forward
 
     def __str__(self) -> str:
-        return f"B {self.batch}, T {self.steps}, H {self.hidden}, L {self.layers}"
+        sizes = f"B {self.batch}, T {self.steps}, H {self.hidden}, L {self.layers}"
+        return sizes if self.cell == "lstm" else f"{self.cell.upper()}, {sizes}"
 
 
 NOTES = Sizes()

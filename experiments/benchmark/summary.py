@@ -196,18 +196,30 @@ _GRID: list[_Column] = [
 ]
 
 
+_CELLS: list[_Column] = [
+    *_beside_all(spread=False),
+    ("ours / Flax's, memory kept", _ratio(FLAX_KEPT)),
+]
+_CELLS_ROWS = [
+    _Row(f"{sizes.cell.upper()}, {kind}, B {sizes.batch}", section, str(sizes))
+    for sizes in sections.OTHER_CELLS
+    for kind, section in sections.CELLS_SECTIONS.items()
+]
+
+
 def short_table(report: Report) -> str:
     """The README's: ours, torch and Flax's RNN, a process each."""
     return _rows_table(report, "a process each, ms", _SHORT, _ALONE_ROWS)
 
 
 def tables(report: Report) -> list[str]:
-    """A process each, all in one, outside of jit, and the grid, so far as measured."""
+    """All tables whose parts were measured."""
     found = [
         _rows_table(report, "a process each, ms", _ALONE, _ALONE_ROWS),
         _rows_table(report, "all in one process, ms", _TOGETHER, _TOGETHER_ROWS),
         _rows_table(report, "outside of jit, a process each, ms", _EAGER, _EAGER_ROWS),
         _grid_table(report),
+        _rows_table(report, "other cells, a process each, ms", _CELLS, _CELLS_ROWS),
     ]
     return [table for table in found if table]
 

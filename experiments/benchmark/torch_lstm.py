@@ -1,4 +1,4 @@
-"""torch.nn.LSTM with a dense head, as the study notes write it."""
+"""torch.nn.LSTM, GRU or RNN with a dense head, as the study notes write it."""
 
 import functools
 
@@ -38,14 +38,15 @@ class Classifier(torch.nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.lstm = torch.nn.LSTM(
+        kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+        self.stack = kinds[sizes.cell](
             sizes.inputs, sizes.hidden, sizes.layers, batch_first=True
         )
         self.head = torch.nn.Linear(sizes.hidden, CLASSES)
 
     def forward(self, x):
         """Logits (B, classes) of x (B, T, I)."""
-        output, _ = self.lstm(x)
+        output, _ = self.stack(x)
         return self.head(output[:, -1, :])
 
 

@@ -27,6 +27,7 @@ from experiments.benchmark import (
     importing,
     largest_product,
     memory,
+    ours as ours_module,
     run,
     sections,
     summary,
@@ -111,23 +112,47 @@ def test_tuned_torch_has_no_subnormals(tuned):
     assert (subnormal == 0) == tuned
 
 
-def test_contenders_train_the_same_model_for_as_many_steps():
+# And the gates whose second bias, torch's, is one too many here.
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 2), ("rnn", 1)])
+def test_contenders_train_the_same_model_for_as_many_steps(cell, gates):
     pytest.importorskip("torch", reason="torch is one of the contenders")
     from experiments.benchmark.torch_lstm import Classifier
 
+    sizes = TINY._replace(cell=cell)
     ours = Ours("scan", all_devices=False, steps_per_call=3)
     flax = FlaxRNN(steps_per_call=3)
-    mesh = ours._mesh(TINY)
-    state = replicated(ours._state(TINY), mesh)
-    after = ours._step(mesh)(state, ours._batch(TINY, mesh))
-    flax_after = flax._step()(flax._state(TINY), *flax._batch(TINY))
+    mesh = ours._mesh(sizes)
+    state = replicated(ours._state(sizes), mesh)
+    after = ours._step(mesh)(state, ours._batch(sizes, mesh))
+    flax_after = flax._step()(flax._state(sizes), *flax._batch(sizes))
     assert int(after.step) == int(flax_after.step) == 3
-    # Of torch's two biases a gate one is one too many here.
-    second_biases = TINY.layers * 4 * TINY.hidden
-    of_torch = sum(p.numel() for p in Classifier(TINY).parameters())
+    second_biases = sizes.layers * gates * sizes.hidden
+    of_torch = sum(p.numel() for p in Classifier(sizes).parameters())
     for state in (after, flax_after):
-        sizes = [array.size for array in jax.tree.leaves(state.params)]
-        assert sum(sizes) == of_torch - second_biases
+        parameters = sum(array.size for array in jax.tree.leaves(state.params))
+        assert parameters == of_torch - second_biases
+
+
+def test_a_gru_has_the_devices_of_its_experiment(monkeypatch):
+    """Which are one for each core, whether an LSTM's loops are compiled or not."""
+    ours, gru = Ours("auto", all_devices=True), NOTES._replace(cell="gru")
+    monkeypatch.setattr(ours_module, "has_native_loops", lambda: True)
+    assert ours._mesh(NOTES).size == 1
+    assert ours._mesh(gru).size == min(4, jax.device_count())
+    claimed = []
+    monkeypatch.setattr(
+        contenders, "claim_cores", lambda count=None, cell="lstm": claimed.append(cell)
+    )
+    monkeypatch.setattr(ours, "training", lambda sizes: sizes)
+    alone = contenders.Alone(ours, claim=contenders.devices_of_experiment)
+    assert alone.work("training", gru) == gru
+    assert claimed == ["gru"]
+
+
+@pytest.mark.parametrize("make", CONTENDERS.values(), ids=CONTENDERS)
+def test_a_contender_infers_with_other_cells(make):
+    for sizes in sections.OTHER_CELLS:
+        make().inference(TINY._replace(cell=sizes.cell))()
 
 
 @pytest.mark.parametrize(("devices", "sums"), [(1, False), (2, True)])
@@ -257,6 +282,8 @@ def test_the_arithmetic_of_a_step():
     # The gradient of the inputs of the first layer is not asked for.
     assert TINY.flop("training") == 3 * forward - 2 * 4 * 3 * (4 * 4) * 2
     assert NOTES.flop("training") == pytest.approx(3.464e9, rel=1e-3)
+    assert 4 * TINY._replace(cell="gru").flop("inference") == 3 * forward
+    assert 4 * TINY._replace(cell="rnn").flop("inference") == forward
 
 
 def test_a_table_shows_ratios_and_what_could_not_be_measured():
@@ -347,6 +374,14 @@ def test_a_summary_leaves_out_what_was_not_measured():
         "| grid, a process each, ratios | training: / torch |",
         "| --- | --- |",
         "| B 1, T 28, H 32 | 0.50 |",
+    ]
+    section, work = sections.CELLS_SECTIONS["inference"], str(sections.OTHER_CELLS[1])
+    other = Comparison(section, work, "ms", values, timings=timings)
+    (cells,) = summary.tables(Report({}, [other]))
+    assert cells.splitlines() == [
+        "| other cells, a process each, ms | ours | torch | ratio |",
+        "| --- | --- | --- | --- |",
+        "| RNN, inference, B 100 | 1 | 4 | 0.50 |",
     ]
 
 
