@@ -35,6 +35,7 @@ from flax_lstm import (
     _native_reference,
     _persistent_lstm,
     _reference_primitive,
+    params_from_torch,
 )
 from flax_lstm.native import __main__ as native_command, library, machine
 
@@ -144,14 +145,27 @@ def test_without_a_derivative_nothing_is_kept(on_cpu):
     assert_close(jax.jit(kernels)(*arguments), jax.jit(fused)(*arguments))
 
 
-def test_small_numbers_have_their_digits(on_cpu):
-    """As 2·σ(2·x) - 1 for tanh x would not."""
-    kernels, fused, (variables, x, _) = setting(3, 2, 4, 5, bias=False)
-    hx = (jnp.zeros((1, 2, 5)),) * 2
-    arguments = (variables, 1e-6 * x, hx)
-    got, expected = (jax.jit(loss)(*arguments)[1][0] for loss in (kernels, fused))
-    assert 0 < np.abs(expected).max() < 1e-5
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+def test_tanh_has_all_digits(on_cpu):
+    """As 2·σ(2·x) - 1 would not where x is small."""
+    size = np.logspace(-6, 1, 200, dtype=np.float32)
+    x = np.concatenate([-size, size])[None, :, None]
+    zeros, i, g, o = np.zeros(4, np.float32), 0, 2, 3
+    weight, bias = zeros.copy(), zeros.copy()
+    weight[g] = 1  # So c = tanh x and h = tanh c, with open gates:
+    bias[[i, o]] = 100
+    params = params_from_torch(
+        {
+            "weight_ih_l0": weight[:, None],
+            "weight_hh_l0": zeros[:, None],
+            "bias_ih_l0": bias,
+            "bias_hh_l0": zeros,
+        }
+    )
+    stack = StackedLSTM(1, 1, implementation="native")
+    _, (h, c) = jax.jit(stack.apply)({"params": params}, x)
+    expected = np.tanh(x.astype(np.float64))
+    np.testing.assert_allclose(c, expected, rtol=3e-7)
+    np.testing.assert_allclose(h, np.tanh(expected), rtol=3e-7)
 
 
 def test_more_numbers_than_an_index_counts_are_fused(on_cpu):
