@@ -4,6 +4,7 @@ Every implementation reads the same parameters and gives the same results. A sta
 those that fit its cell in `RecurrentStack.implementations`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -71,7 +72,25 @@ def scan_over_time(
         split_rngs={"params": False},
         reverse=reverse,
     )
+    scan = with_varying_parameters(scan, cell, carry)
     return scan(cell, carry, (inputs, valid))
+
+
+def with_varying_parameters(
+    run: Callable[..., Any], cell: Any, carry: Carry
+) -> Callable[..., Any]:
+    """`run(cell, …)`, a scan, with parameters that vary over `carry`'s mesh axes.
+
+    Inside `jax.shard_map`, the gradient of a parameter that all shards share is summed
+    over the shards where it meets a shard's own rows: at every step, if that is in the
+    scan, and once if it is before.
+    """
+    varies = any(map(_varying_axes, jax.tree.leaves(carry)))
+    if cell.is_initializing() or not varies:
+        return run
+    return nn.map_variables(
+        run, "params", trans_in_fn=lambda params: with_varying_axes_of(params, carry)
+    )
 
 
 def with_varying_axes_of(carry: Carry, others: Any) -> Carry:

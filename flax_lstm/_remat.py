@@ -9,7 +9,11 @@ import jax.numpy as jnp
 
 from flax_lstm._cell import Carry
 from flax_lstm._compiled_once import cacheable_like
-from flax_lstm._recurrence import Recurrence, with_varying_axes_of
+from flax_lstm._recurrence import (
+    Recurrence,
+    with_varying_axes_of,
+    with_varying_parameters,
+)
 
 
 def remat_over_time(recur: Recurrence) -> Recurrence:
@@ -55,22 +59,25 @@ def remat_over_time(recur: Recurrence) -> Recurrence:
         def stretches(array):
             return array[:whole].reshape(steps // length, length, *array.shape[1:])
 
-        def run_whole(carry):
+        def run_whole(cell, carry):
             carry, y = scan(cell, carry, jax.tree.map(stretches, (inputs, valid)))
             return carry, y.reshape(whole, *y.shape[2:])
 
-        def run_rest(carry):
+        def run_rest(cell, carry):
             rest = jax.tree.map(lambda array: array[whole:], (inputs, valid))
             return alone(cell, carry, rest)
 
-        if whole == steps:
-            return run_whole(carry)
-        if reverse:
-            carry, y_rest = run_rest(carry)
-            carry, y_whole = run_whole(carry)
-        else:
-            carry, y_whole = run_whole(carry)
-            carry, y_rest = run_rest(carry)
-        return carry, jnp.concatenate([y_whole, y_rest])
+        def run_all(cell, carry):
+            if whole == steps:
+                return run_whole(cell, carry)
+            if reverse:
+                carry, y_rest = run_rest(cell, carry)
+                carry, y_whole = run_whole(cell, carry)
+            else:
+                carry, y_whole = run_whole(cell, carry)
+                carry, y_rest = run_rest(cell, carry)
+            return carry, jnp.concatenate([y_whole, y_rest])
+
+        return with_varying_parameters(run_all, cell, carry)(cell, carry)
 
     return run

@@ -54,6 +54,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flax_lstm")
 
 
+# Tracing makes many objects that live on: looking for cycles among them at Python's
+# usual rate is a tenth of the tests' time.
+gc.set_threshold(50_000, 50, 100)
+
+
 LSTM_RECURRENCES = {
     "scan": {"implementation": "scan"},
     "fused": {"implementation": "fused"},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.extend import core
+from jaxprs import equations, inner_jaxprs
 from kinds import lay_out_as_elsewhere
 
 from flax_lstm import StackedLSTM
@@ -20,23 +20,6 @@ from flax_lstm import StackedLSTM
 # way with H units, in another with MANY.
 T, B, I, H, P = 9, 7, 3, 5, 2  # noqa: E741
 MANY = 160
-
-
-def inner_jaxprs(equation):
-    for value in jax.tree.leaves(
-        equation.params, is_leaf=lambda v: isinstance(v, core.Jaxpr | core.ClosedJaxpr)
-    ):
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in inner_jaxprs(equation):
-            yield from equations(inner)
 
 
 def products(jaxpr, in_loop=False):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as Spec
 from jax.test_util import check_grads
+from jaxprs import equations
 from kinds import KINDS, packed
 
 from flax_lstm import LSTMClassifier, RNNClassifier, StackedGRU, StackedLSTM
@@ -211,6 +212,29 @@ def test_shard_map_over_the_batch_equals_one_device(options, spec, ragged, varia
         gradients,
         expected[1],
     )
+
+
+def test_shards_add_their_gradients_after_a_loop_and_not_in_it(variant):
+    """One sum of each over all shards, instead of one at every step."""
+    stack = variant.build(I, H, 2, bidirectional=True)
+    x, _, variables = draw(stack)
+    mesh = jax.make_mesh((devices_for(B),), ("data",), axis_types=(AxisType.Auto,))
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(Spec(), Spec(None, "data")),
+        out_specs=Spec(),
+    )
+    def gradients(variables, x):
+        return jax.grad(lambda v: (stack.apply(v, x)[0] ** 2).sum())(variables)
+
+    jaxpr = jax.make_jaxpr(gradients)(variables, x).jaxpr
+    loops = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    has_loops = stack.implementation != "native" or getattr(stack, "remat", False)
+    assert bool(loops) == has_loops
+    assert "psum" in str(jaxpr)
+    assert not any("psum" in str(loop) for loop in loops)
 
 
 @pytest.mark.parametrize(
