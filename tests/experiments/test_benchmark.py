@@ -313,6 +313,7 @@ def test_a_report_is_written_with_its_ratios(tmp_path):
     [
         ("benchmark-2-cores", 4),
         ("zen4-2-cores", 4),
+        ("zen4-2-cores-cells", 1),
         ("avx2-2-cores", 3),
     ],
 )
