@@ -55,7 +55,7 @@ hypothesis.settings.load_profile("flax_lstm")
 
 
 # Tracing makes many objects that live on: looking for cycles among them at Python's
-# usual rate is a tenth of the tests' time.
+# usual rate is up to a tenth of the tests' time.
 gc.set_threshold(50_000, 50, 100)
 
 

@@ -164,6 +164,7 @@ def test_tanh_has_all_digits(on_cpu):
     stack = StackedLSTM(1, 1, implementation="native")
     _, (h, c) = jax.jit(stack.apply)({"params": params}, x)
     expected = np.tanh(x.astype(np.float64))
+    # 2.5 times float32's epsilon.
     np.testing.assert_allclose(c, expected, rtol=3e-7)
     np.testing.assert_allclose(h, np.tanh(expected), rtol=3e-7)
 

@@ -61,13 +61,13 @@ class Alone:
         contender: the one that makes the work.
         keeps_memory: whether freed memory is kept (`experiments/allocator.py`); None
             to decide by the size of the training step, as the experiment does.
-        claim: makes the CPU devices for a kind of cell, where JAX's one default device
-            is not used.
+        claim: makes the CPU devices for a `cell`, where JAX's one default device is not
+            used.
     """
 
     contender: Contender
     keeps_memory: bool | None = False
-    claim: Callable[[str], None] | None = None
+    claim: Callable[..., None] | None = None
 
     def work(self, kind: str, sizes: Sizes) -> Work:
         """Makes `kind`; to be called in that process, before JAX runs."""
@@ -76,7 +76,7 @@ class Alone:
         elif self.keeps_memory is None:
             keep_if_large(sizes.step_bytes)
         if self.claim is not None:
-            self.claim(sizes.cell)
+            self.claim(cell=sizes.cell)
         return getattr(self.contender, kind)(sizes)
 
 
@@ -141,10 +141,6 @@ def a_device_for_each_core(cell: str) -> None:
     claim_cores(usable_cores(), cell)
 
 
-def devices_of_experiment(cell: str) -> None:
-    claim_cores(cell=cell)
-
-
 def alone() -> dict[str, Alone]:
     """Each with a process of its own.
 
@@ -155,10 +151,8 @@ def alone() -> dict[str, Alone]:
     ours is the fused implementation.
     """
     found = {
-        OURS_CHUNKED: Alone(
-            in_chunks(), keeps_memory=None, claim=devices_of_experiment
-        ),
-        OURS: Alone(Ours("auto", True), keeps_memory=None, claim=devices_of_experiment),
+        OURS_CHUNKED: Alone(in_chunks(), keeps_memory=None, claim=claim_cores),
+        OURS: Alone(Ours("auto", True), keeps_memory=None, claim=claim_cores),
         **{name: Alone(c, keeps_memory=None) for name, c in _one_device().items()},
         FLAX: Alone(FlaxRNN()),
         FLAX_CHUNKED: Alone(FlaxRNN(STEPS_PER_CALL)),
@@ -177,9 +171,7 @@ def alone() -> dict[str, Alone]:
             fused(), keeps_memory=None, claim=a_device_for_each_core
         )
     if not is_on_gpu() and can_keep():
-        found[OURS_DEFAULT_MALLOC] = Alone(
-            Ours("auto", True), claim=devices_of_experiment
-        )
+        found[OURS_DEFAULT_MALLOC] = Alone(Ours("auto", True), claim=claim_cores)
         found[FLAX_KEPT] = Alone(FlaxRNN(), keeps_memory=True)
         if has_torch():
             found[TORCH_TUNED] = Alone(_torch(tuned=True), keeps_memory=True)

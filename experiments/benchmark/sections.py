@@ -101,10 +101,6 @@ EAGER_INFERENCE = "inference outside of jit, a process each"
 EAGER_GRADIENT = "gradient outside of jit, a process each"
 LARGEST_PRODUCT = "the largest product, a process each"
 LARGEST_PRODUCT_ONE_CORE = "the largest product, a process and one core each"
-CELLS_SECTIONS = {
-    "training": "other cells, training, a process each",
-    "inference": "other cells, inference, a process each",
-}
 EPOCH = "epoch and test pass, a process each"
 EPOCH_WORK = f"60,000 + 10,000 rows, {NOTES}"
 
@@ -188,9 +184,13 @@ def grid_section(kind: str) -> str:
 def other_cells(seconds: float) -> Iterator[Comparison]:
     """Training and inference of the notes' sizes, with GRUs and RNNs."""
     names = (OURS, FLAX, FLAX_KEPT, TORCH, TORCH_TUNED)
-    for kind, section in CELLS_SECTIONS.items():
+    for kind in GRID_KINDS:
         for sizes in OTHER_CELLS:
-            yield _alone(section, names, kind, sizes, seconds)
+            yield _alone(cells_section(kind), names, kind, sizes, seconds)
+
+
+def cells_section(kind: str) -> str:
+    return f"other cells, {kind}, a process each"
 
 
 def _alone(

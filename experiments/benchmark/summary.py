@@ -201,9 +201,12 @@ _CELLS: list[_Column] = [
     ("ours / Flax's, memory kept", _ratio(FLAX_KEPT)),
 ]
 _CELLS_ROWS = [
-    _Row(f"{sizes.cell.upper()}, {kind}, B {sizes.batch}", section, str(sizes))
+    _Row(
+        f"{sizes.cell.upper()}, {kind}, B {sizes.batch}",
+        *(sections.cells_section(kind), str(sizes)),
+    )
     for sizes in sections.OTHER_CELLS
-    for kind, section in sections.CELLS_SECTIONS.items()
+    for kind in sections.GRID_KINDS
 ]
 
 

@@ -69,7 +69,7 @@ HANDLER(FlaxLstmPersistentBackward, backward);
 #ifdef WATCHED
 
 bool fails(int batch, int units) {
-  constexpr int kSteps = 3;
+  constexpr int kSteps = 3;  // Enough to write, read and write again either buffer.
   std::vector<std::vector<float>> arrays;
   const auto numbers = [&](int count) {
     arrays.emplace_back(count, 0.1f);
