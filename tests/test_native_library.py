@@ -16,7 +16,7 @@ import pytest
 from jax.experimental import serialize_executable
 
 from flax_lstm import StackedLSTM
-from flax_lstm.native import library, trusted_file
+from flax_lstm.native import compiler, library, trusted_file
 
 # Also where there is a GPU, which has no such loops.
 pytestmark = pytest.mark.usefixtures("default_device_cpu")
@@ -215,7 +215,7 @@ def test_compiling_using_and_removing(native, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("compiler", "message"),
+    ("command", "message"),
     [
         ("no-such-compiler", "CXX: expected a compiler, got 'no-such-compiler'"),
         ("false", "CXX: expected a C++20 compiler, got exit status 1 from `false "),
@@ -223,12 +223,20 @@ def test_compiling_using_and_removing(native, tmp_path):
         ("c++ 'x", "CXX: expected a compiler's command line, got"),
     ],
 )
-def test_without_a_compiler_there_is_one_error_and_no_file(compiler, message, tmp_path):
-    done = run("-m", "flax_lstm.native", cache=tmp_path, CXX=compiler)
+def test_without_a_compiler_there_is_one_error_and_no_file(command, message, tmp_path):
+    done = run("-m", "flax_lstm.native", cache=tmp_path, CXX=command)
     assert done.returncode == 1
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("machine", "option"),
+    [("x86_64", "march"), ("aarch64", "mcpu"), ("arm64", "mcpu")],
+)
+def test_clang_knows_this_processor_by_an_option_that_it_has_there(machine, option):
+    assert compiler.for_the_processor_of(machine) == f"-{option}=native"
 
 
 def test_a_cache_that_is_no_directory_is_named(tmp_path):
@@ -241,10 +249,10 @@ def test_a_cache_that_is_no_directory_is_named(tmp_path):
 
 
 def test_what_can_not_be_loaded_does_not_replace_what_can(tmp_path, monkeypatch):
-    compiler = tmp_path / "compiler"
-    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho text > "$last"\n')
-    compiler.chmod(0o700)
-    monkeypatch.setenv("CXX", str(compiler))
+    command = tmp_path / "compiler"
+    command.write_text('#!/bin/sh\nfor last; do :; done\necho text > "$last"\n')
+    command.chmod(0o700)
+    monkeypatch.setenv("CXX", str(command))
     monkeypatch.setenv("FLAX_LSTM_CACHE_DIR", str(tmp_path / "cache"))
     message = "^CXX: expected a compiler whose result can be loaded here, got "
     with pytest.raises(library.BuildError, match=message):
@@ -270,9 +278,8 @@ def test_what_another_user_owns_is_refused(tmp_path, monkeypatch):
 
 
 def other_options(monkeypatch):
-    options = (*library.CXX.options, "-Ofast")
-    compiler = dataclasses.replace(library.CXX, options=options)
-    return {"compiler": compiler}
+    options = (*compiler.CXX.options, "-Ofast")
+    return {"compiler": dataclasses.replace(compiler.CXX, options=options)}
 
 
 def other_jax(monkeypatch):

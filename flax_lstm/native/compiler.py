@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import platform
 import shlex
 import shutil
 import signal
@@ -131,6 +132,14 @@ def _nvcc() -> list[str]:
     return [str(nvcc), f"-L{nvcc.parents[1] / 'lib'}"]
 
 
+def for_the_processor_of(machine: str) -> str:
+    """The option to compile for the processor that compiles, by the machine's name.
+
+    On ARM clang 14, and so Apple's of that time, refuses -march=native.
+    """
+    return "-mcpu=native" if machine in ("aarch64", "arm64") else "-march=native"
+
+
 CXX = Compiler(
     variable="CXX",
     default=lambda: "c++",
@@ -138,8 +147,8 @@ CXX = Compiler(
     # For the compiling machine, which is the one that runs the code. A product and a
     # sum are contracted to one instruction (FMA), as in XLA's own products.
     options=(
-        *("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast"),
-        *("-fPIC", "-shared"),
+        *("-std=c++20", "-O3", for_the_processor_of(platform.machine())),
+        *("-ffp-contract=fast", "-fPIC", "-shared"),
     ),
 )
 
