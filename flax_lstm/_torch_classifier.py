@@ -273,9 +273,9 @@ def _only_head(tensors: Collection[str], stack: str) -> str:
         # Where it could be each of several, the others are the attention's.
         choose = "choose one with head=, or " if heads else ""
         raise ValueError(
-            f"state_dict: expected one Linear besides the stack {stack!r}, got "
-            f"{shown}; {choose}convert the stack alone, by params_from_torch with "
-            f"prefix='{stack}.'"
+            f"state_dict: expected one Linear and no other weights besides the stack "
+            f"{stack!r}, got {shown}; {choose}convert the stack alone, by "
+            f"params_from_torch with prefix='{stack}.'"
         )
     return heads[0]
 

@@ -229,7 +229,7 @@ def as_lengths(
     if len(x_shape) == 2:
         raise ValueError(
             f"{name}: expected None with unbatched 2D input of shape {x_shape}; "
-            f"cut the sequence to its length instead"
+            f"cut the sequence to its length, or give it a batch axis"
         )
     if isinstance(lengths, np.ma.MaskedArray):  # NumPy would drop the mask.
         raise TypeError(

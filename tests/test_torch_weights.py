@@ -605,7 +605,7 @@ WRONG_CLASSIFIERS = {
     ),
     "no_linear": (
         {"head.weight": None, "head.bias": None},
-        r"expected one Linear besides the stack 'lstm', got none",
+        r"expected one Linear .* besides the stack 'lstm', got none",
     ),
     "lstm_shape": (
         {"lstm.weight_hh_l0": np.ones((24, 5))},
