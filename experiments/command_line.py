@@ -4,11 +4,13 @@ import contextlib
 import errno
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from experiments import streams
 from experiments.ending import end
@@ -22,10 +24,11 @@ BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`, and ends the process."""
     program = _program()
-    streams.open_closed()
     streams.print_anything()
     _end_on_interrupt(program)
     _tell_warnings_once(program)
+    # A bar's own lock is a semaphore of the system's, which `end` would leave behind.
+    tqdm.set_lock(threading.RLock())
 
     def parse(argv):
         try:
@@ -124,6 +127,8 @@ def _is_command() -> bool:
     return spec is not None and spec.name.startswith("experiments.")
 
 
-# Already while the command imports what it needs, which takes seconds.
+# Already while the command imports what it needs, which takes seconds; and libraries
+# open files.
 if _is_command():
+    streams.open_closed()
     _end_on_interrupt(_program())

@@ -463,6 +463,23 @@ def test_a_workdir_that_vanishes_is_an_error(tmp_path):
     assert len(list((tmp_path / "elsewhere").glob("*.sha256"))) > 0
 
 
+@pytest.mark.slow
+def test_nothing_is_said_of_what_an_end_leaves_behind(tmp_path):
+    """As it would be where processes are not forked, Python's way from 3.14 on."""
+    program = (
+        "import multiprocessing, runpy\n"
+        "multiprocessing.set_start_method('forkserver')\n"
+        "runpy.run_module('experiments.mnist', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *training(tmp_path, "--learning_rate=1e38")[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_line_error(done, "the loss is not finite in epoch 1, step ")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = command(*training(tmp_path, "--learning_rate=1e38"))
     assert_one_line_error(done, "the loss is not finite in epoch 1, step ")
