@@ -472,7 +472,12 @@ def test_nothing_is_said_of_what_an_end_leaves_behind(tmp_path):
         "runpy.run_module('experiments.mnist', run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *training(tmp_path, "--learning_rate=1e38")[1:]],
+        [
+            sys.executable,
+            "-c",
+            program,
+            *training(tmp_path, "--learning_rate=1e38")[1:],
+        ],
         capture_output=True,
         text=True,
         check=False,
