@@ -11,7 +11,7 @@ _begun = False
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Prints `message` on stderr and ends the process; only the first call does.
+    """Prints `message`, if any, on stderr and ends the process; the first call does.
 
     Where it can't be printed, the process ends with the same status.
     """
@@ -23,7 +23,8 @@ def end(message: str, status: int) -> NoReturn:
     _begun = True
     # Neither sys.stderr nor sys.exit: after a save that failed, Orbax's threads write
     # tracebacks to the former, and keep the process alive at the latter.
-    for stream, text in ((sys.__stderr__, f"{message}\n"), (sys.stdout, "")):
+    line = f"{message}\n" if message else ""
+    for stream, text in ((sys.__stderr__, line), (sys.stdout, "")):
         # RuntimeError: a signal came while the stream was being written to.
         with contextlib.suppress(OSError, RuntimeError):
             print(text, end="", file=stream, flush=True)

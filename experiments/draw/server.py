@@ -3,12 +3,11 @@
 import logging
 import signal
 import socket
-import threading
-from collections.abc import Callable
 
 from flask import Flask
 from werkzeug.serving import make_server
 
+from experiments.ending import end
 from experiments.errors import RunError
 
 _EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -35,7 +34,7 @@ def serve(app: Flask, host: str, port: int) -> None:
         port = listening.getsockname()[1]
         server = make_server(host, port, app, threaded=True, fd=listening.fileno())
         shown = f"[{host}]" if ":" in host else host
-        _on_interrupt(server.shutdown)
+        _end_on_interrupt()
         print(f"Draw at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
         if host in _EVERY_ADDRESS:
             print(
@@ -49,14 +48,14 @@ def serve(app: Flask, host: str, port: int) -> None:
             server.server_close()
 
 
-def _on_interrupt(end: Callable[[], None]) -> None:
+def _end_on_interrupt() -> None:
     """Ctrl-C is how the page is meant to be ended: no error, and no message."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return  # Ignored by whoever started this in the background.
 
     def handle(number, frame):
         del number, frame
-        # In a thread: it waits for the end of the server's loop, which this one runs.
-        threading.Thread(target=end).start()
+        # At once: Python's own end stops threads inside of XLA, which aborts.
+        end("", 0)
 
     signal.signal(signal.SIGINT, handle)

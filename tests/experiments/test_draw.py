@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -384,10 +385,10 @@ def test_the_command_has_the_step_that_is_asked_for(trained):
 
 @pytest.mark.parametrize(("host", "every"), [("0.0.0.0", True), ("127.0.0.1", False)])
 def test_who_listens_on_every_address_is_told(host, every, monkeypatch, capsys):
-    functions = ("serve_forever", "server_close", "shutdown")
+    functions = ("serve_forever", "server_close")
     made = types.SimpleNamespace(**dict.fromkeys(functions, lambda: None))
     monkeypatch.setattr(server, "make_server", lambda *_, **options: made)
-    monkeypatch.setattr(server, "_on_interrupt", lambda end: None)
+    monkeypatch.setattr(server, "_end_on_interrupt", lambda: None)
     server.serve(None, host, 0)
     told = f"--host={host} listens on every address of this machine"
     assert (told in capsys.readouterr().out) == every
@@ -403,11 +404,11 @@ def test_an_ipv6_address_is_in_brackets(monkeypatch, capsys):
         families.append(family)
         return Listening()
 
-    functions = ("serve_forever", "server_close", "shutdown")
+    functions = ("serve_forever", "server_close")
     made = types.SimpleNamespace(**dict.fromkeys(functions, lambda: None))
     monkeypatch.setattr(server.socket, "create_server", listen)
     monkeypatch.setattr(server, "make_server", lambda *_, **options: made)
-    monkeypatch.setattr(server, "_on_interrupt", lambda end: None)
+    monkeypatch.setattr(server, "_end_on_interrupt", lambda: None)
     server.serve(None, "::1", 0)
     assert families == [socket.AF_INET6]
     assert "Draw at http://[::1]:81/" in capsys.readouterr().out
@@ -416,10 +417,47 @@ def test_an_ipv6_address_is_in_brackets(monkeypatch, capsys):
 def test_ctrl_c_stays_ignored_in_the_background():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        server._on_interrupt(lambda: None)
+        server._end_on_interrupt()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+COMPUTING = """if True:
+    import jax
+    from flask import Flask
+    from experiments.draw import server
+
+    page = Flask("computing")
+
+    @page.get("/")
+    def compute():
+        x = jax.numpy.ones((500, 500))
+        print("computing", flush=True)
+        while True:
+            (x @ x).block_until_ready()
+
+    server.serve(page, "127.0.0.1", 0)
+"""
+
+
+def test_ctrl_c_ends_what_a_request_computes():
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPUTING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            port = int(re.search(r":(\d+)/ ", server.stdout.readline())[1])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/")
+            assert server.stdout.readline() == "computing\n"
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=30) == 0
+            assert server.stderr.read() == ""
+        finally:
+            server.kill()
 
 
 def test_the_server_as_a_process(trained):
