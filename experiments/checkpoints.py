@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import pathlib
 import sys
 from typing import Any
 
@@ -67,13 +68,22 @@ def require_storable(workdir: str) -> None:
     """To be called before anything is trained.
 
     Raises:
-        RunError: Orbax could not write in `workdir`, or not read what it wrote there.
+        RunError: Orbax could not write in `workdir`, or not read what it wrote there;
+            or it is part of a checkpoint, which anything written there would damage.
     """
     try:
         path = orbax_path(workdir)
     except ValueError as error:
         raise RunError(f"--workdir: {str(error).removeprefix('path: ')}") from error
     require_no_pattern("--workdir", path, "Orbax")
+    folder = pathlib.Path(path).resolve()
+    for part in (folder, *folder.parents):
+        if part.name.isdecimal() and _is_checkpoint(str(part.parent), int(part.name)):
+            raise RunError(
+                f"--workdir: expected a folder outside of checkpoints, got {workdir}, "
+                f"in the checkpoint of step {part.name} of {part.parent}; to continue "
+                f"that run, give its own folder"
+            )
 
 
 def find(workdir: str) -> Found:
@@ -119,13 +129,18 @@ def find(workdir: str) -> Found:
 def _require_own(workdir: str, steps: list[int]) -> None:
     """Orbax would remove somebody's folder `7` as the checkpoint of an old step."""
     for step in steps:
-        folder = os.path.join(workdir, str(step))
-        parts = (os.path.join(folder, part) for part in _PARTS)
-        if not any(map(os.path.exists, (*parts, manifest_path(workdir, step)))):
+        if not _is_checkpoint(workdir, step):
+            folder = os.path.join(workdir, str(step))
             raise RunError(
                 f"--workdir: expected no folders but checkpoints with numbers as "
                 f"names, got {folder}; rename it, or give another --workdir"
             )
+
+
+def _is_checkpoint(workdir: str, step: int) -> bool:
+    """Whether it is, or was, one of a run in `workdir`, and not just named like one."""
+    parts = (os.path.join(workdir, str(step), part) for part in _PARTS)
+    return any(map(os.path.exists, (*parts, manifest_path(workdir, step))))
 
 
 def set_aside(workdir: str, steps: dict[int, str]) -> None:

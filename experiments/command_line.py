@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,9 @@ def run(main: Callable[[], None]) -> None:
     _tell_warnings_once(program)
     # A bar's own lock is a semaphore of the system's, which `end` would leave behind.
     tqdm.set_lock(threading.RLock())
+    # Pictures are files. Jupyter gives the commands in its cells a backend of its own,
+    # which matplotlib refuses where that is not installed.
+    os.environ["MPLBACKEND"] = "agg"
 
     def parse(argv):
         try:

@@ -22,6 +22,7 @@ from experiments.errors import RunError, within_memory
 from experiments.hyper_parameters import HyperParameters
 from experiments.lock import sole_use
 from flax_lstm import _manifest
+from flax_lstm.checkpoint import checkpoint_steps, read_config
 
 NEEDED = {
     "compare": "--workdirs=None: expected folders of runs of experiments.mnist",
@@ -257,6 +258,19 @@ def test_a_workdir_that_orbax_would_not_read_back(name, message, tmp_path):
     done = command("mnist", "--dataset=digits", workdir)
     assert_one_line_error(done, f"--workdir: {message}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["{}", "{}/config", "{}/params/new", "link"])
+def test_nothing_is_trained_inside_a_checkpoint(name, trained, tmp_path):
+    """As by somebody who means to continue from it."""
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    step = checkpoint_steps(workdir)[-1]
+    (workdir / "link").symlink_to(str(step))
+    inside = f"{workdir}/{name.format(step)}"
+    done = command("mnist", "--dataset=digits", f"--workdir={inside}")
+    message = f"--workdir: expected a folder outside of checkpoints, got {inside}, in"
+    assert_one_line_error(done, f"{message} the checkpoint of step {step} of {workdir}")
+    read_config(workdir, step)  # Which compares every file with its checksum.
 
 
 def test_a_folder_with_a_number_as_its_name_is_not_taken_for_a_checkpoint(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -67,6 +68,16 @@ def test_gates_of_a_digit_as_a_picture(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"Label: {digits.load().test.labels[2]}\nPrediction: " in done.stdout
     assert min(size_of(path)) > 600
+
+
+def test_a_backend_that_is_not_installed_is_not_needed(trained, tmp_path):
+    """As Jupyter names one to the commands of its cells."""
+    path = tmp_path / "gates.png"
+    flags = f"--workdir={trained[0]}", "--index=2", f"--output={path}"
+    backend = {"MPLBACKEND": "no_such_backend"}
+    done = command_anew("gates", *flags, env=os.environ | backend)
+    assert done.returncode == 0, done.stderr
+    assert path.is_file()
 
 
 def test_answers_to_a_split_are_the_tested_ones(trained):
