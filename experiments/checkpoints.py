@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -12,10 +11,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import metrics, processes, streams
+from experiments.checkpoint_folders import is_checkpoint, require_outside
 from experiments.data.choose import Choice
 from experiments.errors import RunError, naming, require_no_pattern
 from experiments.hyper_parameters import HyperParameters
-from experiments.train_state import TrainState
+from experiments.train_state import KEY_IMPLEMENTATION, TrainState
 from experiments.training import EpochProgress
 from flax_lstm.checkpoint import (
     CONFIG,
@@ -26,7 +26,6 @@ from flax_lstm.checkpoint import (
     UnfinishedCheckpointError,
     checkpoint_steps,
     classifier_options,
-    manifest_path,
     orbax_path,
     read_config,
     remove_stale_manifests,
@@ -36,8 +35,6 @@ from flax_lstm.checkpoint import (
 _KEPT = 3
 _ASIDE = "damaged-"
 _KEYS = ("shuffle_key", "dropout_key", "warp_key")
-# What a folder that Orbax finished has; one is enough, where others were damaged.
-_PARTS = ("_CHECKPOINT_METADATA", CONFIG, PARAMS, TRAINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +73,8 @@ def require_storable(workdir: str) -> None:
     except ValueError as error:
         raise RunError(f"--workdir: {str(error).removeprefix('path: ')}") from error
     require_no_pattern("--workdir", path, "Orbax")
-    folder = pathlib.Path(path).resolve()
-    for part in (folder, *folder.parents):
-        if part.name.isdecimal() and _is_checkpoint(str(part.parent), int(part.name)):
-            raise RunError(
-                f"--workdir: expected a folder outside of checkpoints, got {workdir}, "
-                f"in the checkpoint of step {part.name} of {part.parent}; to continue "
-                f"that run, give its own folder"
-            )
+    with naming("--workdir"):
+        require_outside(workdir)
 
 
 def find(workdir: str) -> Found:
@@ -129,18 +120,12 @@ def find(workdir: str) -> Found:
 def _require_own(workdir: str, steps: list[int]) -> None:
     """Orbax would remove somebody's folder `7` as the checkpoint of an old step."""
     for step in steps:
-        if not _is_checkpoint(workdir, step):
+        if not is_checkpoint(workdir, step):
             folder = os.path.join(workdir, str(step))
             raise RunError(
                 f"--workdir: expected no folders but checkpoints with numbers as "
                 f"names, got {folder}; rename it, or give another --workdir"
             )
-
-
-def _is_checkpoint(workdir: str, step: int) -> bool:
-    """Whether it is, or was, one of a run in `workdir`, and not just named like one."""
-    parts = (os.path.join(workdir, str(step), part) for part in _PARTS)
-    return any(map(os.path.exists, (*parts, manifest_path(workdir, step))))
 
 
 def set_aside(workdir: str, steps: dict[int, str]) -> None:
@@ -280,7 +265,10 @@ class Checkpoints:
             mean_params=restored[PARAMS] if averaged else None,
             opt_state=training["opt_state"],
             step=training["step"],
-            **{key: jax.random.wrap_key_data(training[key]) for key in _KEYS},
+            **{
+                key: jax.random.wrap_key_data(training[key], impl=KEY_IMPLEMENTATION)
+                for key in _KEYS
+            },
         )
 
     def _require_same_folder(self) -> None:

@@ -20,6 +20,8 @@ from experiments.errors import RunError
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it.
 BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE.
+# A full disk or quota, a terminal that is gone, `ulimit -f`, and `1<file`.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -28,6 +30,7 @@ def run(main: Callable[[], None]) -> None:
     streams.print_anything()
     _end_on_interrupt(program)
     _tell_warnings_once(program)
+    _require_current_folder(program)
     # A bar's own lock is a semaphore of the system's, which `end` would leave behind.
     tqdm.set_lock(threading.RLock())
     # Pictures are files. Jupyter gives the commands in its cells a backend of its own,
@@ -44,7 +47,9 @@ def run(main: Callable[[], None]) -> None:
         except SystemExit as error:
             # Of `--help` and the like, for which absl exits with 1.
             sys.exit(0 if error.code == 1 else error.code)
-        except flags.Error as error:
+        except UnicodeDecodeError:
+            _fail(program, "--flagfile: expected a file of UTF-8 text", USAGE_STATUS)
+        except (flags.Error, ValueError) as error:  # The latter for `--noflag=value`.
             _fail(program, f"{_one_line(error)} (see --help)", USAGE_STATUS)
         if len(rest) > 1:
             message = f"unexpected argument {rest[1]!r} (see --help)"
@@ -77,11 +82,20 @@ def _printing(program: str) -> Iterator[None]:
         streams.drop(sys.stdout)
         sys.exit(BROKEN_PIPE_STATUS)
     except OSError as error:
-        # For files, the commands themselves report a full disk.
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        # For files, the commands themselves report what can't be written.
+        if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         streams.drop(sys.stdout)
         _fail(program, f"can't write to stdout: {error.strerror}", RunError.status)
+
+
+def _require_current_folder(program: str) -> None:
+    """Paths, given or by default, are relative to it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        message = f"expected to be started in a folder that exists ({error.strerror})"
+        _fail(program, message, RunError.status)
 
 
 def _tell_warnings_once(program: str) -> None:

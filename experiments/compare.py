@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.shared_flags import define_path, define_paths, require
+from experiments.shared_flags import define_paths, define_picture, require
 
 define_paths(
     "workdirs",
@@ -17,7 +17,7 @@ define_paths(
     "Folders of runs of experiments.mnist, with commas between them (required).",
 )
 flags.DEFINE_list("names", None, "A name for each run (default: the folders' names).")
-define_path("output", "comparison.png", "The PNG to write.")
+define_picture("comparison.png", "The PNG to write.")
 require("workdirs", "expected folders of runs of experiments.mnist")
 
 FLAGS = flags.FLAGS
@@ -36,6 +36,8 @@ def main() -> None:
             f"{','.join(folders) or 'none'}"
         )
     names = FLAGS.names or [os.path.basename(os.path.abspath(f)) for f in folders]
+    # Bytes that are no text can't be drawn.
+    names = [os.fsencode(name).decode(errors="replace") for name in names]
     is_named = all(names) and len(set(names)) == len(names) == len(folders)
     if not is_named:
         raise RunError(

@@ -56,6 +56,21 @@ def require_device() -> None:
         ) from error
 
 
+def require_memory(num_bytes: int, advice: str) -> None:
+    """Checks that a CPU's machine has `num_bytes`, beyond which Linux kills a process.
+
+    Raises:
+        RunError: it has less; the message ends with the `advice`.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if jax.default_backend() == "cpu" and num_bytes > there:
+        raise RunError(
+            f"out of memory ({num_bytes / 2**30:,.0f} GiB for the weights, their "
+            f"gradients and Adam's means, on a machine with {there / 2**30:,.0f}); "
+            f"{advice}"
+        )
+
+
 def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     """Makes one CPU device per core that this process may use, or `num_devices`.
 
@@ -169,7 +184,7 @@ def _replicated_globally(leaf: Any, everywhere: NamedSharding) -> jax.Array:
     leaf = jax.numpy.asarray(leaf)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         words = _replicated_globally(jax.random.key_data(leaf), everywhere)
-        return jax.random.wrap_key_data(words)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, everywhere, host.__getitem__)
 

@@ -6,6 +6,9 @@ import sys
 import threading
 from typing import NoReturn
 
+unfinished: set[str] = set()
+"""Paths of files that are being written, and of no use if the process ends."""
+
 _ending = threading.RLock()
 _begun = False
 
@@ -28,4 +31,12 @@ def end(message: str, status: int) -> NoReturn:
         # RuntimeError: a signal came while the stream was being written to.
         with contextlib.suppress(OSError, RuntimeError):
             print(text, end="", file=stream, flush=True)
+    exit_at_once(status)
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """Ends the process without a word, and without what is `unfinished`."""
+    for path in tuple(unfinished):
+        with contextlib.suppress(OSError):
+            os.remove(path)
     os._exit(status)

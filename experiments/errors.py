@@ -41,7 +41,7 @@ def within_memory(advice: str) -> Iterator[None]:
         words = ("Out of memory", "out of memory", "RESOURCE_EXHAUSTED")
         if not isinstance(error, MemoryError) and not any(w in text for w in words):
             raise
-        wanted = text.partition("\n")[0]
+        wanted = text.partition("\n")[0] or type(error).__name__
         raise RunError(f"out of memory ({wanted}); {advice}") from error
 
 

@@ -11,6 +11,7 @@ from flax_lstm import CLASSIFIERS, SequenceClassifier
 
 # MNIST's; needed before the dataset is loaded.
 _IMAGE_SHAPE = (28, 28)
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
 
@@ -81,6 +82,22 @@ class HyperParameters:
         directions = 2 if self.bidirectional else 1
         units = directions * self.hidden_size
         return step_bytes(self.batch_size, steps, units, self.num_layers)
+
+    @property
+    def weights_bytes(self) -> int:
+        """The least that the stack's weights take in training, of any batch size.
+
+        With each weight go its gradient and Adam's two means, in float32.
+        """
+        _, input_size = ModelInput(1, self.sequence).shape(*_IMAGE_SHAPE)
+        directions = 2 if self.bidirectional else 1
+        read = [input_size, directions * self.hidden_size]
+        per_unit = sum(
+            layers * (size + self.hidden_size)
+            for layers, size in zip((1, self.num_layers - 1), read, strict=True)
+        )
+        weights = directions * _GATES[self.cell] * self.hidden_size * per_unit
+        return 4 * 4 * weights
 
     @property
     def training_recipe(self) -> Recipe:

@@ -27,7 +27,8 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
     """
     try:
         os.makedirs(workdir, exist_ok=True)
-        file = open(os.path.join(workdir, _FILE_NAME), "a+", encoding="ascii")  # noqa: SIM115
+        path = os.path.join(workdir, _FILE_NAME)
+        file = open(path, "a+", encoding="ascii", opener=_open_no_link)  # noqa: SIM115
     except OSError as error:
         raise RunError(
             f"--workdir: expected a writable folder, got {workdir} ({error})"
@@ -56,6 +57,11 @@ def sole_use(workdir: str, locks: bool = True) -> Iterator[None]:
                 f"{file.read().strip() or 'unknown'})"
             )
         yield
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """A link would have another file emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(file: IO[str]) -> bool:

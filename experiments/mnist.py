@@ -15,6 +15,7 @@ from flax_lstm import CLASSIFIERS, POOLINGS
 
 _DEFAULTS = HyperParameters()
 _MOST = 2**31 - 1  # In an int32.
+_LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # In a float32.
 
 
 def _of_recipes(option: str) -> str:
@@ -157,8 +158,9 @@ flags.register_multi_flags_validator(
 )
 flags.register_validator(
     "learning_rate",
-    lambda value: value is None or 0 < value < float("inf"),
-    "expected a positive number",
+    lambda value: value is None or _LEAST_FLOAT <= value <= _MOST_FLOAT,
+    f"expected a positive number between {_LEAST_FLOAT:.3g} and {_MOST_FLOAT:.3g}, as "
+    "float32 has them",
 )
 
 FLAGS = flags.FLAGS

@@ -9,6 +9,7 @@ from experiments.errors import RunError
 from experiments.shared_flags import (
     define_mnist_folders,
     define_path,
+    define_picture,
     define_step,
     define_workdir_of_a_run,
 )
@@ -33,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "split", "test", ("train", "test"), "Split that --index refers to."
     )
-    define_path("output", None, "The PNG to write (default: in the workdir).")
+    define_picture(None, "The PNG to write (default: in the workdir).")
     define_mnist_folders()
 
 

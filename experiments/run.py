@@ -19,6 +19,7 @@ from experiments.devices import (
     claim_cores,
     loops_on_cpu,
     require_device,
+    require_memory,
     require_rows,
     row_mesh,
 )
@@ -40,6 +41,8 @@ from experiments.training import (
 
 _RUNS = "runs"
 _SHOWN_TEST_INDEX = 0
+_SMALLER = "a smaller --batch_size, --hidden_size or --num_layers may help"
+_SMALLER_WEIGHTS = "a smaller --hidden_size or --num_layers may help"
 _MOST_STEPS = 2**31 - 1  # They are counted in 32 bits.
 
 
@@ -66,6 +69,7 @@ def train_and_test(
     require_rows(parameters.batch_size, num_devices)
     claim_cores(num_devices, parameters.cell)
     require_device()
+    require_memory(parameters.weights_bytes, _SMALLER_WEIGHTS)
     mesh = row_mesh(parameters.batch_size, num_devices)
     mnist.require_manual_dir(manual_dir)  # Before a workdir is made.
     choice = None
@@ -94,8 +98,7 @@ def train_and_test(
             f"Dataset: {data.name}, {data.train.total} training and "
             f"{data.test.total} test examples"
         )
-        smaller = "a smaller --batch_size or --hidden_size may help"
-        with StopRequest() as stop, within_memory(smaller):
+        with StopRequest() as stop, within_memory(_SMALLER):
             _train(parameters, num_epochs, choice, data, mesh, workdir, recorded, stop)
             if processes.any_signal(stop.number):
                 raise Stopped("training is done; the same command tests it", stop.by)

@@ -11,14 +11,21 @@ from absl import flags
 flags.disclaim_key_flags()  # They belong to the module that calls.
 
 
+def _expanded(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded == path and (path == "~" or path.startswith("~/")):
+        raise ValueError("expected another path, as there is no home directory")
+    return expanded
+
+
 class _PathParser(flags.ArgumentParser[str]):
     def parse(self, argument: str) -> str:
-        return os.path.expanduser(argument)
+        return _expanded(argument)
 
 
 class _PathsParser(flags.ListParser):
     def parse(self, argument: str | list[str]) -> list[str]:
-        return [os.path.expanduser(path) for path in super().parse(argument)]
+        return [_expanded(path) for path in super().parse(argument)]
 
 
 def define_path(name: str, default: str | None, help: str) -> None:
@@ -27,6 +34,16 @@ def define_path(name: str, default: str | None, help: str) -> None:
         _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
     )
     flags.register_validator(name, lambda path: path != "", "expected a path")
+
+
+def define_picture(default: str | None, help: str) -> None:
+    """Defines --output of a command that writes a picture."""
+    define_path("output", default, help)
+    flags.register_validator(
+        "output",
+        lambda path: path is None or path.lower().endswith(".png"),
+        "expected a path that ends in .png",
+    )
 
 
 def define_paths(name: str, default: list[str] | None, help: str) -> None:

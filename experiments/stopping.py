@@ -5,9 +5,11 @@ import os
 import signal
 from types import FrameType
 
+from experiments.ending import exit_at_once
 from experiments.errors import RunError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last one comes when the terminal is closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(RunError):
@@ -21,7 +23,7 @@ class Stopped(RunError):
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted instead of ending the process."""
+    """While entered, Ctrl-C, SIGTERM and SIGHUP are noted; they don't end the run."""
 
     def __init__(self) -> None:
         self.by: signal.Signals | None = None
@@ -47,7 +49,7 @@ class StopRequest:
         del frame
         if self.by is not None:
             _note_on_stderr(b"ended at once; what was saved before is intact\n")
-            os._exit(_status(signal.Signals(number)))
+            exit_at_once(_status(signal.Signals(number)))
         self.by = signal.Signals(number)
         _note_on_stderr(
             b"stopping after the steps under way; another signal ends it now\n"

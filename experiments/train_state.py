@@ -10,6 +10,9 @@ from flax.training import train_state
 
 from flax_lstm import SequenceClassifier, scale_by_torch_biases
 
+# A run is what its flags say, and not what JAX_DEFAULT_PRNG_IMPL does.
+KEY_IMPLEMENTATION = "threefry2x32"
+
 
 class TrainState(train_state.TrainState):
     """Flax's TrainState, the keys of all randomness, and a mean of the parameters.
@@ -60,7 +63,7 @@ def create_state(
     average_decay: float | None = None,
 ) -> TrainState:
     """A fresh state on one device; `shape` (T, I) of one example."""
-    key = jax.random.key(seed)
+    key = jax.random.key(seed, impl=KEY_IMPLEMENTATION)
     init_key, shuffle_key, dropout_key, warp_key = jax.random.split(key, 4)
     # Lazily, so that nothing is compiled whose results are not used.
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)

@@ -6,6 +6,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 
+from experiments.checkpoint_folders import require_outside
+from experiments.ending import unfinished
 from experiments.errors import RunError
 
 
@@ -17,15 +19,16 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
     link, it stays one, and its target is replaced. Folders that are missing are made.
 
     Raises:
-        RunError: one can't be written, or exists and is a folder or a device.
+        RunError: one can't be written, or `require_files` refuses it.
     """
-    _require_files(paths)
+    require_files(*paths)
     # Nobody else's, not even those of another process that writes the same.
     targets = [os.path.realpath(path) for path in paths]
     temporaries = tuple(
         os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.tmp")
         for target in targets
     )
+    unfinished.update(temporaries)
     try:
         for temporary in temporaries:
             with contextlib.suppress(FileExistsError):  # If a file, writing says so.
@@ -44,6 +47,7 @@ def replacing(*paths: str) -> Iterator[tuple[str, ...]]:
         for temporary in temporaries:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+        unfinished.difference_update(temporaries)
 
 
 def write_whole(contents: Mapping[str, bytes]) -> None:
@@ -62,10 +66,10 @@ def require_writable(*paths: str) -> None:
     """Makes the folders of files that a command will write after minutes of work.
 
     Raises:
-        RunError: a folder can't be made or written to, or a path exists and is not a
-            file.
+        RunError: a folder can't be made or written to, or `require_files` refuses a
+            path.
     """
-    _require_files(paths)
+    require_files(*paths)
     for path in paths:
         folder = os.path.dirname(os.path.realpath(path))
         try:
@@ -78,9 +82,16 @@ def require_writable(*paths: str) -> None:
             ) from error
 
 
-def _require_files(paths: tuple[str, ...]) -> None:
+def require_files(*paths: str) -> None:
+    """Checks paths that are to be written.
+
+    Raises:
+        RunError: one exists but is no file, can't be a file's path, or is part of a
+            checkpoint.
+    """
     for path in paths:
         # A device would be replaced by a file.
         is_other = os.path.lexists(path) and not os.path.isfile(path)
         if is_other or not os.path.basename(path):
             raise RunError(f"expected the path of a file, old or new, got {path}")
+        require_outside(path)

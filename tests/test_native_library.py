@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -165,7 +166,8 @@ def test_loops_that_can_not_be_removed(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_compilation_leaves_nothing_behind(number, tmp_path):
     compiler, cache = tmp_path / "compiler", tmp_path / "cache"
     pid = tmp_path / "pid"
     # As g++ does, which starts the compiler itself.
@@ -181,12 +183,44 @@ def test_a_stopped_compilation_leaves_nothing_behind(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         assert list(cache.glob("*/left"))
-        process.terminate()
-        assert process.wait(timeout=60) == 143
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
     assert not list(cache.iterdir())
     status = pathlib.Path("/proc", pid.read_text().strip(), "stat")
     # One that has ended and that nobody has asked about is a zombie.
     assert not status.exists() or ") Z " in status.read_text()
+
+
+def test_a_disk_that_is_full_is_not_called_a_compiler(tmp_path):
+    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
+    compiler.write_text("#!/bin/sh\necho as: No space left on device >&2\nexit 1\n")
+    compiler.chmod(0o700)
+    done = run("-m", "flax_lstm.native", cache=cache, CXX=str(compiler))
+    assert done.returncode == 1
+    assert done.stderr.startswith("can't store the compiled loops: [Errno 28] No space")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_error_of_its_own(closed, tmp_path):
+    line = [sys.executable, "-m", "flax_lstm.native"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *line],
+        env=os.environ | {"FLAX_LSTM_CACHE_DIR": str(tmp_path), "CXX": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("CXX: " if closed == ">&-" else "")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *line, "--remove"],
+        env=os.environ | {"FLAX_LSTM_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_a_killed_compilation_left_is_removed(tmp_path):

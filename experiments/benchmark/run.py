@@ -18,7 +18,7 @@ from experiments.benchmark.ours import has_native_loops
 from experiments.benchmark.report import Comparison, Report, line, table
 from experiments.devices import claim_cores
 from experiments.errors import RunError, naming
-from experiments.whole_file import require_writable
+from experiments.whole_file import require_files, require_writable
 from flax_lstm.native.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
@@ -85,6 +85,7 @@ def _measure(
     parts: list[Callable[[], Iterator[Comparison]]], output: str, num_devices: int
 ) -> Report:
     with naming("--output"):
+        require_files(output)  # A folder, or a device, was meant for something else.
         require_writable(f"{output}.json", f"{output}.png")
     # JAX would preallocate most of a GPU's memory, and leave none for the others.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

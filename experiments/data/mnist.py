@@ -100,6 +100,7 @@ def _why_unpreparable(builder, manual_dir: str | None) -> str | None:
 def _builder(name: str, data_dir: str | None):
     try:
         import array_record.python.array_record_module  # noqa: F401
+        from tensorflow_datasets.core import constants
 
         from experiments.data.mnist_rows import FashionMnistRows, MnistRows
     except ImportError as error:
@@ -108,9 +109,11 @@ def _builder(name: str, data_dir: str | None):
             f"and they can't be imported here: {error}; --dataset=digits needs neither"
         ) from error
     make = {NAME: MnistRows, FASHION: FashionMnistRows}[name]
+    if data_dir is None and constants.DATA_DIR.startswith("~"):
+        raise RunError("--data_dir: expected a folder, as there is no home directory")
     try:
         builder = make(data_dir=data_dir, file_format="array_record")
-    except OSError as error:
+    except (OSError, ImportError) as error:  # The latter for gs:// without gcsfs.
         raise RunError(f"--data_dir: expected a usable folder, got {error}") from error
     except Exception as error:  # From protobuf, for a damaged dataset_info.json.
         raise RunError(
@@ -158,8 +161,11 @@ def _prepare(builder, manual_dir: str | None, title: str) -> None:
             else f"--data_dir: a damaged file: {message}"
         ) from error
     except Exception as error:  # TFDS lets the errors of several libraries through.
+        of_file = manual_dir is not None and _is_in(manual_dir, str(error))
         raise RunError(
-            f"--data_dir: {title} could not be prepared in {builder.data_dir}: "
+            f"--manual_dir: a file can't be read: {error}"
+            if of_file
+            else f"--data_dir: {title} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -36,7 +36,7 @@ def require_host(flag: str, host: str) -> None:
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return
-    if not host or _name_in(host) != host.lower():
+    if not _is_of_dns(host) or _name_in(host) != host.lower():
         raise RunError(
             f"{flag}: expected a name or an address, without port or brackets, got "
             f"{host!r}"
@@ -131,6 +131,14 @@ def _one_line(error: HTTPException) -> str:
     if error is request.routing_exception:
         return f"{error.name}: {request.method} {request.path}"
     return " ".join(str(error.description).split())
+
+
+def _is_of_dns(host: str) -> bool:
+    """Whether it can be looked up: no part of it is empty or too long."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _name_in(host: str) -> str | None:

@@ -6,12 +6,16 @@ Example: python -m experiments.drawings --workdir=runs/RUN
 from absl import flags
 
 from experiments import command_line
-from experiments.shared_flags import define_path, define_step, define_workdir_of_a_run
+from experiments.shared_flags import (
+    define_picture,
+    define_step,
+    define_workdir_of_a_run,
+)
 
 define_workdir_of_a_run()
 define_step()
 flags.DEFINE_integer("hands", 2, "How many hands draw every shape.", lower_bound=1)
-define_path("output", None, "A PNG of the misread drawings (default: none).")
+define_picture(None, "A PNG of the misread drawings (default: none).")
 
 FLAGS = flags.FLAGS
 

@@ -18,7 +18,7 @@ from experiments.gradient_flow.networks import (
     drawn,
 )
 from experiments.gradient_flow.report import table
-from experiments.whole_file import require_writable, write_whole
+from experiments.whole_file import require_files, require_writable, write_whole
 
 Flow = Callable[[Network, Any, jax.Array], np.ndarray]
 
@@ -43,6 +43,7 @@ def run(output: str, sizes: Sizes, seed: int) -> None:
     """
     paths = [f"{output}.json", *figure.picture_paths(output)]
     with naming("--output"):
+        require_files(output)  # A folder, or a device, was meant for something else.
         require_writable(*paths)  # Before the minutes of work, not after them.
     x, _ = recall.examples(jax.random.key(seed), sizes.inputs, sizes.steps)
     results = {

@@ -12,6 +12,7 @@ from flax_lstm.native import library
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flax_lstm.native",
+        allow_abbrev=False,
         description=(
             "Compiles the LSTM's loops for this machine's processor and JAX version. "
             "From then on implementation='native' works here, and 'auto' uses it where "
@@ -35,8 +36,11 @@ def main() -> int:
             "by 'auto'"
         ),
     )
-    # As Ctrl-C does, it leaves nothing half-made behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # As Ctrl-C does, they leave nothing half-made behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As `nohup` wants it.
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    _open_closed()
     start = time.perf_counter()
     arguments = parser.parse_args()
     loops = library.GPU if arguments.gpu else library.CPU
@@ -75,6 +79,14 @@ def main() -> int:
         print("python -m flax_lstm.native: interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells report it.
     return 0
+
+
+def _open_closed() -> None:
+    """A stream that a parent closed (`2>&-`) is None in Python."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nowhere)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The compilers of the loops in C++ and CUDA."""
 
 import dataclasses
+import errno
 import importlib.util
 import os
 import pathlib
@@ -57,6 +58,7 @@ class Compiler:
 
         Raises:
             BuildError: no compiler, one that fails, or one for another device.
+            OSError: no space is left.
         """
         compiler = self.command_line()
         command = [
@@ -73,6 +75,9 @@ class Compiler:
                 f"{variable}: expected a compiler, got {compiler[0]!r} "
                 f"({error.strerror}); install {self.needs} or set {variable}"
             ) from error
+        full = os.strerror(errno.ENOSPC)
+        if status and full in said:
+            raise OSError(errno.ENOSPC, full, str(to.parent))
         if status:
             raise BuildError(
                 f"{variable}: expected a C++20 compiler, got exit status "

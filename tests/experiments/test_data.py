@@ -168,6 +168,24 @@ def test_a_damaged_file_is_of_the_manual_folder_however_that_is_written(
 
 
 @needs_array_record
+def test_a_file_that_cannot_be_read_is_of_the_manual_folder(small_mnist, tmp_path):
+    folder, _ = small_mnist
+    file = folder / mnist.FILES[-1]
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(RunError, match=rf"^--manual_dir: a file can't.*{file.name}"):
+        mnist.load(str(tmp_path / "data"), str(folder))
+
+
+@needs_array_record
+def test_a_kind_of_path_that_needs_a_package_names_both(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    message = "^--data_dir: expected a usable folder, got .*gcsfs"
+    with pytest.raises(RunError, match=message):
+        mnist.load("gs://no-such-bucket/data", None)
+
+
+@needs_array_record
 @pytest.mark.parametrize("name", mnist.FILES)
 def test_damaged_upstream_file_is_named_with_both_checksums(
     small_mnist, tmp_path, name

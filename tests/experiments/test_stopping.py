@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import pty
 import random
 import re
 import resource
@@ -160,6 +161,26 @@ def test_a_signal_saves_where_stderr_cannot_be_written_to(tmp_path):
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
     assert process.returncode == 128 + signal.SIGINT
+    assert read_config(workdir)["step"] not in (15, 30)
+
+
+def test_a_terminal_that_is_closed_saves(tmp_path):
+    """What its shell is sent, a command in the foreground is sent too."""
+    workdir = tmp_path / "run"
+    _, *flags = training(workdir, *SLEPT)
+    reading, writing = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, *flags],
+        stdin=writing,
+        stdout=writing,
+        stderr=writing,
+    ) as process:
+        os.close(writing)
+        wait_for_a_checkpoint(workdir, process)
+        time.sleep(0.3)
+        os.close(reading)
+        process.send_signal(signal.SIGHUP)
+    assert process.returncode == 128 + signal.SIGHUP
     assert read_config(workdir)["step"] not in (15, 30)
 
 

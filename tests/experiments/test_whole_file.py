@@ -1,6 +1,9 @@
 """Files are written whole or not at all, and only where there is a file or nothing."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +46,36 @@ def test_files_of_others_and_other_processes_are_left_alone(tmp_path):
     assert path.read_bytes() == first.encode()
     assert beside.read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one.tmp"]
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = """if True:
+        import os, signal, sys
+        from experiments import command_line
+        from experiments.whole_file import replacing
+
+        def main(path):
+            with replacing(path) as (temporary,):
+                with open(temporary, "wb") as file:
+                    file.write(b"new")
+                os.kill(os.getpid(), signal.SIGINT)
+
+        path = sys.argv[1]
+        sys.argv = ["program"]
+        command_line.run(lambda: main(path))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_link_stays_one(tmp_path):
