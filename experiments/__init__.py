@@ -3,8 +3,8 @@
 Commands: `mnist`, `predict`, `gates`, `export`, `compare`; `draw/`, `drawings/`,
 `benchmark/`, `gradient_flow/`. Each file below imports only those listed before it:
 
-- `errors`, `ending`, `streams`, `command_line`, `shared_flags`, `whole_file`: what
-  commands share.
+- `errors`, `ending`, `streams`, `command_line`, `shared_flags`, `checkpoint_folders`,
+  `whole_file`: what commands share.
 - `data/`, `model_input`: datasets; an image as a sequence.
 - `allocator`, `devices`, `processes`, `batches`: a batch on many devices.
 - `augmentation`, `dropout`, `recipes`, `hyper_parameters`, `train_state`, `training`,
