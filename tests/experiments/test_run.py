@@ -230,14 +230,15 @@ def test_unwritable_workdir(tmp_path):
 
 @pytest.mark.parametrize("module", ["benchmark", "drawings", "gradient_flow"])
 def test_unwritable_output_before_the_work(module, trained, tmp_path):
+    name = "result.png" if module == "drawings" else "result"
     (tmp_path / "file").write_text("")
-    for name in ("result", "result.json"):
-        (tmp_path / name).mkdir()
+    for folder in (name, f"{name}.json"):
+        (tmp_path / folder).mkdir()
     of_drawings = [f"--workdir={trained[0]}"] if module == "drawings" else []
     for output, expected in (
-        (f"{tmp_path}/file/result", "--output: expected a path in a writable folder"),
-        ("/proc/result", "--output: expected a path in a writable folder"),
-        (f"{tmp_path}/result", "--output: expected the path of a file"),
+        (f"{tmp_path}/file/{name}", "--output: expected a path in a writable folder"),
+        (f"/proc/{name}", "--output: expected a path in a writable folder"),
+        (f"{tmp_path}/{name}", "--output: expected the path of a file"),
     ):
         done = command(module, f"--output={output}", *of_drawings)
         assert_one_line_error(done, expected)
