@@ -19,6 +19,9 @@ from experiments.errors import RunError
 from flax_lstm.native import library
 from flax_lstm.native.cores import usable_cores
 
+CELLS_WITH_LOOPS = ("lstm", "gru")
+"""Those of which there are native loops."""
+
 ROWS = "rows"
 """Name of the mesh's only axis, over which the rows of a batch are spread."""
 
@@ -74,8 +77,8 @@ def require_memory(num_bytes: int, advice: str) -> None:
 def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     """Makes one CPU device per core that this process may use, or `num_devices`.
 
-    An LSTM's native loops, if they are compiled, use all cores on one device, which is
-    faster than one device per core; then one device is made.
+    The native loops, if they are compiled, use all cores on one device, which is faster
+    than one device per core; then one device is made for an LSTM or a GRU.
 
     To be called before the first array is made: the number of CPU devices can't
     change later. A number that was set in the environment (`XLA_FLAGS`,
@@ -87,17 +90,22 @@ def claim_cores(num_devices: int | None = None, cell: str = "lstm") -> None:
     )
     if not chosen:
         # JAX refuses (RuntimeError) once a backend runs, whose devices are kept.
-        one_is_enough = cell == "lstm" and library.CPU.is_usable()
+        one_is_enough = cell in CELLS_WITH_LOOPS and library.CPU.is_usable()
         count = num_devices or (1 if one_is_enough else usable_cores())
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def loops_on_cpu() -> str:
-    """Which loops `implementation='auto'` has for an LSTM on a CPU, for the user."""
+def loops_on_cpu(cell: str) -> str:
+    """Which loops `implementation='auto'` has for such layers on a CPU."""
+    others = "fused" if cell == "lstm" else "scan"
+    if cell not in CELLS_WITH_LOOPS:
+        return others
     if library.CPU.is_usable():
         return "native"
-    return "fused; `python -m flax_lstm.native` compiles faster ones, once per machine"
+    return (
+        f"{others}; `python -m flax_lstm.native` compiles faster ones, once per machine"
+    )
 
 
 def row_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:

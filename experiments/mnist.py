@@ -127,7 +127,8 @@ flags.DEFINE_integer(
     "num_devices",
     None,
     "Devices that share a batch (default: as many as get at least 25 rows of it each; "
-    "on a CPU one per core, or a single one if the native loops are compiled).",
+    "on a CPU one per core, or a single one if an LSTM's or GRU's native loops are "
+    "compiled).",
     lower_bound=1,
 )
 flags.DEFINE_string(

@@ -232,8 +232,8 @@ def _say_restored(recorded: checkpoints.Recorded, num_epochs: int) -> None:
 def _say_devices(mesh: Mesh, cell: str) -> None:
     kind = mesh.devices.flat[0].device_kind
     say(f"Devices: {mesh.size} x {kind}")
-    if kind == "cpu" and cell == "lstm":
-        say(f"Loops: {loops_on_cpu()}")
+    if kind == "cpu":
+        say(f"Loops: {loops_on_cpu(cell)}")
 
 
 def _run_epoch(

@@ -1,13 +1,17 @@
 """`StackedGRU`: torch.nn.GRU as a Flax Linen module."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
 from jax.typing import DTypeLike
 
+from flax_lstm import _validation as check
 from flax_lstm._gru_cell import GRUCell
 from flax_lstm._hidden_state_stack import HiddenStateStack
 from flax_lstm._initializers import torch_uniform
+from flax_lstm._native_gru import run_native_gru_over_time, run_native_or_scan_over_time
+from flax_lstm._recurrence import Recurrence, scan_compiled_once
 
 
 class StackedGRU(HiddenStateStack):
@@ -48,8 +52,13 @@ class StackedGRU(HiddenStateStack):
         bias_init: initializer of the biases, (H,) each. All initializers default
             to torch's U(-1/√H, 1/√H), except that the biases of r and z are the sum of
             two such draws.
-        implementation: how the recurrence over time is run. `'scan'`: `nn.scan`
-            over the cell, step by step. `'auto'`: `'scan'`.
+        implementation: how the recurrence over time is computed; parameters and results
+            are the same. `'scan'`: `nn.scan` over the cell, step by step. `'native'`:
+            C++ loops on a CPU, once `python -m flax_lstm.native` has compiled them, for
+            float32; under vmap, on other platforms, in exported functions and where XLA
+            itself divides a computation among devices, a scan with the same derivatives
+            runs instead, see `flax_lstm/_native_gru.py`. `'auto'`: on a CPU `'native'`
+            where it is compiled, applicable and faster, else `'scan'`.
         remat: True to keep the states of only every ⌈√T⌉-th step for the backward
             pass and recompute the others, for long sequences.
 
@@ -87,6 +96,17 @@ class StackedGRU(HiddenStateStack):
     bidirectional: bool = False
 
     cell_class: ClassVar[type[GRUCell]] = GRUCell
+    implementations: ClassVar[Mapping[str, Recurrence]] = {
+        "auto": run_native_or_scan_over_time,
+        "scan": scan_compiled_once,
+        "native": run_native_gru_over_time,
+    }
+
+    @nn.nowrap
+    def check_options(self) -> None:
+        super().check_options()
+        if self.implementation == "native" and self.dtype is not None:
+            check.require_float32(self.dtype, "native")
 
     @nn.nowrap
     def make_cell(self, dtype: DTypeLike, name: str) -> GRUCell:

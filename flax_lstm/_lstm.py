@@ -14,8 +14,8 @@ from flax_lstm._fused_lstm import run_fused_over_time
 from flax_lstm._layers import StackRecurrence
 from flax_lstm._lstm_cell import LSTMCell
 from flax_lstm._native_lstm import run_native_or_fused_over_time, run_native_over_time
-from flax_lstm._recurrence import Recurrence
-from flax_lstm._stack import RecurrentStack, scan_compiled_once
+from flax_lstm._recurrence import Recurrence, scan_compiled_once
+from flax_lstm._stack import RecurrentStack
 
 _FLOAT32_ONLY = ("cudnn", "native")
 

@@ -32,6 +32,7 @@ from flax_lstm import (
 from flax_lstm._compiled_once import cacheable
 from flax_lstm._fused_lstm import Carry
 from flax_lstm._lstm_weights import (
+    Weights,
     creates_params,
     has_own_step,
     require_known_step,
@@ -61,7 +62,7 @@ def run_native_over_time(
     check.require_float32(inputs.dtype, "native")
     creates = cell.is_initializing() or creates_params(cell)
     # Symbolic sizes are those of an exported function, which can't call the loops.
-    if creates or not _has_static_sizes(inputs.shape):
+    if creates or not has_static_sizes(inputs.shape):
         return fused.run_fused_over_time(
             cell, carry, inputs, valid=valid, reverse=reverse
         )
@@ -85,8 +86,8 @@ def run_native_or_fused_over_time(
     serves = (
         inputs.dtype == jnp.float32
         and not cell.proj_size
-        and _has_static_sizes(inputs.shape)
-        and not _is_short(inputs.shape)
+        and has_static_sizes(inputs.shape)
+        and not is_short(inputs.shape)
     )
     if creates_params(cell) or not serves or not library.CPU.is_usable():
         return fused.run_fused_over_time(
@@ -98,19 +99,36 @@ def run_native_or_fused_over_time(
 def _run(cell, carry, inputs, valid, reverse, on_gpu):
     weights = weights_of(cell, inputs.shape[-1])
     bias = weights.b or (jnp.zeros_like(weights.h[0][0]),) * NUM_GATES
+    weights = weights._replace(b=bias)
+    return run_layer("lstm", weights, carry, inputs, valid, reverse, on_gpu)
+
+
+def run_layer(
+    cell: str,
+    weights: Weights,
+    carry: Carry,
+    inputs: jax.Array,
+    valid: jax.Array | None,
+    reverse: bool,
+    on_gpu: bool,
+) -> tuple[Carry, jax.Array]:
+    """The carry after the last step and the outputs, of a layer with known weights."""
     c_0, h_0 = carry
-    layer = Layer(inputs, weights._replace(b=bias), h_0, c_0)
+    # A user's cell may leave them in another dtype than the layer computes in.
+    weights = jax.tree.map(lambda array: array.astype(inputs.dtype), weights)
+    layer = Layer(inputs, weights, h_0, c_0)
     arrays = varying_alike(tuple(flat(layer, valid)))
-    options = LayerOptions(reverse, on_gpu, jax.config.jax_default_matmul_precision)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    options = LayerOptions(cell, reverse, on_gpu, precision)
     y, h_n, c_n = primitives.forward_p.bind(*arrays, options=options)
     return (c_n, h_n), y
 
 
-def _has_static_sizes(shape: tuple[Any, ...]) -> bool:
+def has_static_sizes(shape: tuple[Any, ...]) -> bool:
     return all(isinstance(size, int) for size in shape)
 
 
-def _is_short(shape: tuple[int, ...]) -> bool:
+def is_short(shape: tuple[int, ...]) -> bool:
     """Whether a call, such as a decoder's of one step, is too small for the loops."""
     steps, batch, _ = shape
     return steps == 1 or steps * batch <= _FEW_ROWS

@@ -8,7 +8,7 @@ provides whatever the loops do not:
 - The derivative of `forward_p` is `tangents_p` of what `forward_keeping_p` saves.
 - `tangents_p`, the linear map from tangents to tangents, is always its reference, but
   its transpose is `backward_p`. So reverse mode runs in the loops, and forward mode,
-  second derivatives and vmap work as with the fused implementation.
+  second derivatives and vmap work as with the fused implementation (or a GRU's scan).
 
 A loop is called where a computation is lowered for a CPU, or for an NVIDIA GPU where
 that is asked for, and runs on one device or inside `jax.shard_map` over all of a mesh's
@@ -59,7 +59,7 @@ def lower_to_loop(
     Args:
         primitive: the one to lower.
         reference: what is compiled where no loop can be called.
-        target: the loop's name.
+        target: the loop's name, after that of its cell.
         overwritten: arguments that the loop overwrites; they become results after its
             own. XLA copies those that are still needed elsewhere.
         scratch_size: from the arguments, how many elements of scratch memory the loop
@@ -81,7 +81,7 @@ def lower_to_loop(
         others = [known[index] for index in overwritten]
         others += [jax.core.ShapedArray((size,), jnp.float32) for size in scratch]
         call = jax.ffi.ffi_lowering(
-            target,
+            f"flax_{options.cell}_{target}",
             operand_output_aliases={
                 index: len(results) + n for n, index in enumerate(overwritten)
             },
@@ -125,14 +125,12 @@ forward_keeping_p = primitive_with_reference(
 backward_p = primitive_with_reference("flax_lstm_backward", native_reference.backward)
 tangents_p = primitive_with_reference("flax_lstm_tangents", native_reference.tangents)
 
-lower_to_loop(forward_p, native_reference.forward, "flax_lstm_forward")
-lower_to_loop(
-    forward_keeping_p, native_reference.forward_keeping, "flax_lstm_forward_keeping"
-)
+lower_to_loop(forward_p, native_reference.forward, "forward")
+lower_to_loop(forward_keeping_p, native_reference.forward_keeping, "forward_keeping")
 lower_to_loop(
     backward_p,
     native_reference.backward,
-    "flax_lstm_backward",
+    "backward",
     overwritten=operands.GATES_OF_RUN,
     scratch_size=_scratch_size,
 )

@@ -1,4 +1,7 @@
-"""The native loops' reference implementation, built from parts of the fused one."""
+"""The native loops' reference implementation, built from parts of the fused one.
+
+What differs of a GRU is in `_gru_layer`.
+"""
 
 import dataclasses
 import functools
@@ -6,7 +9,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from flax_lstm import _fused_lstm as fused, _native_operands as operands
+from flax_lstm import (
+    _fused_lstm as fused,
+    _gru_layer as gru,
+    _native_operands as operands,
+)
 from flax_lstm._native_operands import Layer, flat
 from flax_lstm._reference_primitive import Reference
 
@@ -16,12 +23,14 @@ class LayerOptions:
     """What is fixed when a layer is traced.
 
     Attributes:
+        cell: "lstm" or "gru".
         reverse: whether to run from the last step to the first.
         on_gpu: whether a GPU's kernels may be called.
         precision: `jax_default_matmul_precision` at that time. The reference may be
             traced later, when the setting has changed.
     """
 
+    cell: str
     reverse: bool
     on_gpu: bool
     precision: str | None
@@ -42,9 +51,12 @@ def as_precise(reference: Reference) -> Reference:
 def forward(*arrays, options):
     """y, h_n, c_n of `operands.of_forward`."""
     layer, valid = operands.of_forward(arrays)
-    (c_n, h_n), y = fused.jitted_lstm_layer(
-        options.reverse, layer.weights, layer.x, valid, (layer.c_0, layer.h_0)
-    )
+    carry = layer.c_0, layer.h_0
+    arguments = options.reverse, layer.weights, layer.x, valid, carry
+    if options.cell == "gru":
+        (c_n, h_n), y, _ = gru.forward(*arguments)
+    else:
+        (c_n, h_n), y = fused.jitted_lstm_layer(*arguments)
     return y, h_n, c_n
 
 
@@ -53,9 +65,11 @@ def forward_keeping(*arrays, options):
     """As `forward`, followed by the five arrays of `Kept` without m."""
     layer, valid = operands.of_forward(arrays)
     carry = layer.c_0, layer.h_0
-    (c_n, h_n), y, kept = fused.forward(
-        options.reverse, layer.weights, layer.x, valid, carry, keep=True
-    )
+    arguments = options.reverse, layer.weights, layer.x, valid, carry
+    if options.cell == "gru":
+        (c_n, h_n), y, kept = gru.forward(*arguments)
+    else:
+        (c_n, h_n), y, kept = fused.forward(*arguments, keep=True)
     return y, h_n, c_n, *flat(kept)
 
 
@@ -65,12 +79,14 @@ def tangents(*arrays, options, needs_x):
     run, d, valid = operands.of_tangents(arrays, needs_x)
     h_before = fused.shifted(options.reverse, valid, run.h_0, run.y)
     d_x, d_h, d_b = (jnp.concatenate(d_gates, axis=-1) for d_gates in d.weights[:3])
-    d_z = fused.product_over_steps(run.x, d_x)
-    d_z += fused.product_over_steps(h_before, d_h)
+    # Where XLA divides the rows of a batch, it would gather them to join them to steps.
+    product = jnp.matmul if options.cell == "gru" else fused.product_over_steps
+    d_z = product(run.x, d_x) + product(h_before, d_h)
     d_z += fused.over_steps(d_b, d_z.shape)
     if needs_x:
         d_z += d.x @ jnp.concatenate(run.kernels.x, axis=-1)
-    (d_c_n, d_h_n), d_y = fused.linear_scan(
+    linear_scan = (gru if options.cell == "gru" else fused).linear_scan
+    (d_c_n, d_h_n), d_y = linear_scan(
         options.reverse, run.kernels, valid, run.kept, d_z, None, (d.c_0, d.h_0)
     )
     return d_y, d_h_n, d_c_n

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_lstm._cell import Carry
-from flax_lstm._compiled_once import cacheable
+from flax_lstm._compiled_once import cacheable, compiled_once
 
 
 class Recurrence(Protocol):
@@ -74,6 +74,10 @@ def scan_over_time(
     )
     scan = with_varying_parameters(scan, cell, carry)
     return scan(cell, carry, (inputs, valid))
+
+
+# Identical layers are traced once.
+scan_compiled_once = compiled_once(scan_over_time, static=("reverse",), named=False)
 
 
 def with_varying_parameters(

@@ -29,14 +29,11 @@ from flax_lstm._initializers import (
 )
 from flax_lstm._layers import StackRecurrence, layer_by_layer
 from flax_lstm._layouts import as_given, masked, time_major
-from flax_lstm._recurrence import Recurrence, scan_over_time
+from flax_lstm._recurrence import Recurrence, scan_compiled_once
 from flax_lstm._remat import remat_over_time
 
 SIZES = ("input_size", "hidden_size", "num_layers", "proj_size")
 """The options that are integers; the last one is an LSTM's only."""
-
-# Identical layers are traced once.
-scan_compiled_once = compiled_once(scan_over_time, static=("reverse",), named=False)
 
 
 def warn_of_idle_dropout(module: Any) -> None:

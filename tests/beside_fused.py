@@ -1,38 +1,44 @@
-"""What the native loops and kernels are held against: the fused implementation."""
+"""What the native loops and kernels are held against: fused ones, and a GRU's scan."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from kinds import packed, unpacked
 
-from flax_lstm import StackedLSTM
+from flax_lstm import StackedGRU, StackedLSTM
 
 # Other orders of the same float32 sums, times the largest number of an array.
 TOLERANCE = 1e-5
 
 
-def setting(steps, batch, inputs, units, *, lengths=False, **options):
-    """The same stack by loops and fused, and what a loss of both takes."""
-    by_loops = StackedLSTM(inputs, units, **options, implementation="native")
-    fused = by_loops.clone(implementation="fused")
+BESIDE = {StackedLSTM: "fused", StackedGRU: "scan"}
+
+
+def setting(steps, batch, inputs, units, *, kind=StackedLSTM, lengths=False, **options):
+    """The same stack by loops and beside them, and what a loss of both takes."""
+    by_loops = kind(inputs, units, **options, implementation="native")
+    beside = by_loops.clone(implementation=BESIDE[kind])
     keys = iter(jax.random.split(jax.random.key(0), 5))
     x = jax.random.normal(next(keys), (steps, batch, inputs))
     rows = by_loops.num_layers * (2 if by_loops.bidirectional else 1)
-    hx = tuple(jax.random.normal(next(keys), (rows, batch, units)) for _ in "hc")
+    states = by_loops.cell_class.state_names
+    hx = packed([jax.random.normal(next(keys), (rows, batch, units)) for _ in states])
     rng = np.random.default_rng(0)
     counts = rng.integers(0, steps + 1, batch) if lengths else None
-    variables = fused.init(next(keys), x)
+    variables = beside.init(next(keys), x)
 
     def loss(stack):
         def of(variables, x, hx):
             of_rows = None if counts is None else counts[: x.shape[1]]
-            y, (h, c) = stack.apply(variables, x, hx, seq_lengths=of_rows)
+            y, state = stack.apply(variables, x, hx, seq_lengths=of_rows)
+            h, c = unpacked(state)[0], unpacked(state)[-1]
             return (jnp.sin(y).sum() + (h * c).sum()), (y, h, c)
 
         return of
 
-    return loss(by_loops), loss(fused), (variables, x, hx)
+    return loss(by_loops), loss(beside), (variables, x, hx)
 
 
 def slow_but(sizes, names):

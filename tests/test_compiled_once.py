@@ -49,7 +49,7 @@ def compiled(caplog):
 
 WAYS = {
     "lstm": ("scan", "fused", "native"),
-    "gru": ("scan",),
+    "gru": ("scan", "native"),
     "rnn_tanh": ("auto",),
 }
 RUNS = [(kind, {"implementation": way}) for kind, ways in WAYS.items() for way in ways]

@@ -207,8 +207,8 @@ def derivatives(loss, variables, x, hx):
     def summed_gradient(given):
         return sum(map(jnp.sum, jax.tree.leaves(jax.grad(of)(given))))
 
-    def of_row(x, h, c):
-        hx = (h[:, None], c[:, None])
+    def of_row(x, hx):
+        hx = jax.tree.map(lambda state: state[:, None], hx)
         return jax.grad(lambda v: loss(v, x[:, None], hx)[0])(variables)
 
     return {
@@ -218,7 +218,7 @@ def derivatives(loss, variables, x, hx):
         "reverse_over_forward": jax.grad(lambda g: jax.jvp(of, (g,), (ones,))[1])(
             given
         ),
-        "of_every_row": jax.vmap(of_row, in_axes=(1, 1, 1))(x, *hx),
+        "of_every_row": jax.vmap(of_row, in_axes=1)(x, hx),
         "of_an_ensemble": jax.grad(lambda g: jax.vmap(of)(g).sum())(
             jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), given)
         ),

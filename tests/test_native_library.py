@@ -123,7 +123,7 @@ def test_loops_that_cannot_be_trusted_are_refused(spoil, native, tmp_path):
     done = run("-c", USE_AUTO, cache=cache)
     assert done.stdout == "done\n"
     assert "UserWarning: implementation: 'native' can't use" in done.stderr
-    assert "until then 'fused' is used" in done.stderr
+    assert "until then 'auto' does without them" in done.stderr
 
 
 def test_what_was_checked_is_what_is_loaded(native, tmp_path, monkeypatch):

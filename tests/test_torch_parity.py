@@ -105,13 +105,17 @@ def cases(kinds, proj_sizes, implementations=None):
 LSTM_CASES = cases(["lstm"], proj_sizes=(0, 3))
 LARGE_CASES = cases(["lstm"], proj_sizes=(0, 3), implementations=[FUSED_LARGE])
 # They have no projection and no other dtype.
-CUDNN_CASES, NATIVE_CASES = (
+CUDNN_CASES, NATIVE_CASES, NATIVE_GRU_CASES = (
     [
         case
-        for case in cases(["lstm"], proj_sizes=(0,), implementations=[implementation])
+        for case in cases([kind], proj_sizes=(0,), implementations=[implementation])
         if case.dtype == "float32"
     ]
-    for implementation in ("cudnn", "native")
+    for kind, implementation in (
+        ("lstm", "cudnn"),
+        ("lstm", "native"),
+        ("gru", "native"),
+    )
 )
 OTHER_CASES = cases(sorted(set(KINDS) - {"lstm"}), proj_sizes=(0,))
 
@@ -136,18 +140,10 @@ def covering(cases, strength):
     return chosen
 
 
-FAST = covering(LSTM_CASES, 3).union(
-    *(
-        covering(cases, 2)
-        for cases in (LARGE_CASES, CUDNN_CASES, NATIVE_CASES, OTHER_CASES)
-    )
-)
-SLOW = set().union(
-    *(
-        covering(cases, 4)
-        for cases in (LSTM_CASES, LARGE_CASES, CUDNN_CASES, NATIVE_CASES, OTHER_CASES)
-    )
-)
+REST = [LARGE_CASES, CUDNN_CASES, NATIVE_CASES, NATIVE_GRU_CASES, OTHER_CASES]
+
+FAST = covering(LSTM_CASES, 3).union(*(covering(cases, 2) for cases in REST))
+SLOW = set().union(*(covering(cases, 4) for cases in (LSTM_CASES, *REST)))
 
 
 def marks_of(case):
@@ -161,7 +157,7 @@ def marks_of(case):
 
 PARAMETERS = [
     pytest.param(case, id=str(case), marks=marks_of(case))
-    for case in LSTM_CASES + LARGE_CASES + CUDNN_CASES + NATIVE_CASES + OTHER_CASES
+    for case in itertools.chain(LSTM_CASES, *REST)
 ]
 
 

@@ -12,6 +12,7 @@ from experiments.benchmark.eager import Eager
 from experiments.benchmark.sizes import CLASSES, Sizes, examples
 from experiments.benchmark.timing import Work
 from experiments.devices import (
+    CELLS_WITH_LOOPS,
     LEAST_ROWS_A_DEVICE,
     ROWS,
     on_every_device,
@@ -28,7 +29,7 @@ _LEARNING_RATE = 1e-3
 class Ours(Eager):
     """A classifier on one device, or with the rows spread over one device per core.
 
-    An LSTM's native loops use all cores by themselves, and so get one device; so does a
+    The native loops use all cores by themselves, and so get one device; so does a
     machine with several GPUs, of which the other contenders use one, too.
     """
 
@@ -117,7 +118,7 @@ class Ours(Eager):
         count = min(len(devices), max(1, sizes.batch // LEAST_ROWS_A_DEVICE))
         while sizes.batch % count:
             count -= 1
-        has_loops = sizes.cell == "lstm" and has_native_loops()
+        has_loops = sizes.cell in CELLS_WITH_LOOPS and has_native_loops()
         is_native = self._implementation == "auto" and has_loops
         spreads = self._all_devices and not is_native and devices[0].platform == "cpu"
         count = count if spreads else 1

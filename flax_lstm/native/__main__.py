@@ -14,17 +14,17 @@ def main() -> int:
         prog="python -m flax_lstm.native",
         allow_abbrev=False,
         description=(
-            "Compiles the LSTM's loops for this machine's processor and JAX version. "
-            "From then on implementation='native' works here, and 'auto' uses it where "
-            "it is applicable. The compiler is the one that the environment variable "
-            "CXX names, else c++; the result is stored in $FLAX_LSTM_CACHE_DIR, else "
-            "in flax_lstm in the user's cache directory."
+            "Compiles an LSTM's and a GRU's loops for this machine's processor and JAX "
+            "version. From then on implementation='native' works here, and 'auto' uses "
+            "it where it is applicable. The compiler is the one that the environment "
+            "variable CXX names, else c++; the result is stored in "
+            "$FLAX_LSTM_CACHE_DIR, else in flax_lstm in the user's cache directory."
         ),
     )
     parser.add_argument(
         "--remove",
         action="store_true",
-        help="remove all compiled loops, so that 'auto' is 'fused' again",
+        help="remove all compiled loops, so that 'auto' does without them again",
     )
     parser.add_argument(
         "--gpu",

@@ -1,4 +1,4 @@
-// The gradients of an LSTM layer, from what its forward loop has saved.
+// The gradients of a layer, of an LSTM or a GRU, from what its forward loop has saved.
 //
 // The loop runs from the last step to the first and computes, for some rows at a time, the
 // gates' gradients dz and one product, dz·[W_h, W_x]ᵀ, which gives the gradients of the
@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cells.h"
 #include "layer.h"
 #include "phases.h"
 #include "vectors.h"
@@ -17,6 +18,7 @@
 
 namespace flax_lstm {
 
+template <typename Cell>
 struct Backward : WeightGradients {
   Gates w_x, w_h;                    // (I, H), (H, H)
   const float* c;                    // (T, B, H), which the steps started from.
@@ -25,6 +27,8 @@ struct Backward : WeightGradients {
   float *d_h_0, *d_c_0;              // (B, H); during the loop, those of h and c.
 
   void run(xla::ffi::ThreadPool& pool) {
+    of_x = Cell::kOfX;
+    of_h = Cell::kOfH;
     const int64_t h_panels = divided_up(units, kPanel);
     const int64_t x_panels = d_x == nullptr ? 0 : divided_up(inputs, kPanel);
     const int64_t panels = h_panels + x_panels;
@@ -38,18 +42,18 @@ struct Backward : WeightGradients {
 
     in_phases(pool, threads, 1, in_place_ ? 0 : panels, [&](int64_t, int64_t panel) {
       if (panel < h_panels) {
-        pack(w_h, units, packed_h_, panel);
+        pack<Cell::kOfH>(w_h, units, packed_h_, panel);
       } else {
-        pack(w_x, inputs, packed_x_, panel - h_panels);
+        pack<Cell::kOfX>(w_x, inputs, packed_x_, panel - h_panels);
       }
     });
     const auto give_h = [&](int64_t s, int64_t panel, Share rows) {
       const int64_t t = time(s);
-      multiply({t * batch, w_h, packed_h_, d_h_0, units, t}, panel, rows);
+      multiply<Cell::kOfH>({t * batch, w_h, packed_h_, d_h_0, units, t}, panel, rows);
     };
     const auto give_x = [&](int64_t t, int64_t panel, Share rows) {
       float* to = d_x + t * batch * inputs;
-      multiply({t * batch, w_x, packed_x_, to, inputs}, panel, rows);
+      multiply<Cell::kOfX>({t * batch, w_x, packed_x_, to, inputs}, panel, rows);
     };
     if (by_units) {
       // A step is two phases: all gates' gradients first, then what they give.
@@ -94,13 +98,15 @@ struct Backward : WeightGradients {
   int64_t panel_size() const { return width() * kPanel; }
 
   // kPanel of the rows of [w_i, w_f, w_g, w_o] (outs, 4·H), as columns; the last panel
-  // may have fewer.
+  // may have fewer. There is room for all, but only `gates` are read and written.
+  template <unsigned gates>
   void pack(const Gates& w, int64_t outs, float* packed, int64_t panel) const {
     constexpr int64_t kAtOnce = 16;  // So few that the lines written stay cached.
     const int64_t first = panel * kPanel, count = std::min(kPanel, outs - first);
     const int64_t columns = divided_up(count, kLanes) * kLanes;
     float* to = packed + panel * panel_size();
     for (int gate = 0; gate < kGates; ++gate, to += units * columns) {
+      if (!(gates >> gate & 1)) continue;
       for (int64_t start = 0; start < units; start += kAtOnce) {
         const int64_t end = std::min(start + kAtOnce, units);
         for (int64_t column = 0; column < columns; ++column) {
@@ -127,17 +133,12 @@ struct Backward : WeightGradients {
         const int64_t in_steps = t * batch * units + in_state;
         Vector gates[kGates];
         for (int n = 0; n < kGates; ++n) gates[n] = load(d_z[n] + in_steps, count);
-        const auto [i, f, g, o] = gates;
         const Vector c_before = load(c + in_steps, count);
-        const Vector tanh_c = tanh(f * c_before + rounded(i * g));
         const Vector d_h = load(d_h_0 + in_state, count) + load(d_y + in_steps, count);
-        const Vector d_c =
-            load(d_c_0 + in_state, count) + d_h * o * (1.0f - tanh_c * tanh_c);
-        store(d_z[kI] + in_steps, d_c * g * i * (1.0f - i), count);
-        store(d_z[kF] + in_steps, d_c * c_before * f * (1.0f - f), count);
-        store(d_z[kG] + in_steps, d_c * i * (1.0f - g * g), count);
-        store(d_z[kO] + in_steps, d_h * tanh_c * o * (1.0f - o), count);
-        store(d_c_0 + in_state, d_c * f, count);
+        const Vector d_c = load(d_c_0 + in_state, count);
+        const StepGradients given = Cell::gradients(gates, c_before, d_c, d_h);
+        for (int n = 0; n < kGates; ++n) store(d_z[n] + in_steps, given.z[n], count);
+        store(d_c_0 + in_state, given.c, count);
       }
     }
   }
@@ -155,14 +156,15 @@ struct Backward : WeightGradients {
     int64_t outs, t = kNoTime;
   };
 
+  template <unsigned gates>
   void multiply(const Product& product, int64_t panel, Share rows) const {
-    if (in_place_) return multiply_in_place(product, panel, rows);
+    if (in_place_) return multiply_in_place<gates>(product, panel, rows);
     const int64_t count = std::min(kPanel, product.outs - panel * kPanel);
     switch (divided_up(count, kLanes)) {
-      case 1: return multiply_packed<1>(product, panel, count, rows);
-      case 2: return multiply_packed<2>(product, panel, count, rows);
-      case 3: return multiply_packed<3>(product, panel, count, rows);
-      default: return multiply_packed<4>(product, panel, count, rows);
+      case 1: return multiply_packed<gates, 1>(product, panel, count, rows);
+      case 2: return multiply_packed<gates, 2>(product, panel, count, rows);
+      case 3: return multiply_packed<gates, 3>(product, panel, count, rows);
+      default: return multiply_packed<gates, 4>(product, panel, count, rows);
     }
   }
 
@@ -170,7 +172,7 @@ struct Backward : WeightGradients {
     return product.t != Product::kNoTime && !counts(product.t, row);
   }
 
-  template <int N>
+  template <unsigned gates, int N>
   void multiply_packed(const Product& product, int64_t panel, int64_t count,
                        Share rows) const {
     const float* weights = product.packed + panel * panel_size();
@@ -179,15 +181,15 @@ struct Backward : WeightGradients {
       in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
         bool adds[R];
         for (int r = 0; r < R; ++r) adds[r] = unit > 0 || keeps(product, first + r);
-        multiply_tile<R, N>(product.first_row + first, unit, weights,
-                            to + first * product.outs, product.outs, count, adds);
+        multiply_tile<gates, R, N>(product.first_row + first, unit, weights,
+                                   to + first * product.outs, product.outs, count, adds);
       });
     }
   }
 
   // Some rows of that product, over kUnitsAtOnce units of every gate. A separate function:
   // inlined into the loops above, GCC kept some of the sums in memory.
-  template <int R, int N>
+  template <unsigned gates, int R, int N>
   __attribute__((noinline)) void multiply_tile(int64_t first, int64_t unit,
                                                const float* weights, float* to,
                                                int64_t outs, int64_t count,
@@ -200,7 +202,7 @@ struct Backward : WeightGradients {
         sums[r][n] = adds[r] ? load(to + r * outs + column, count - column) : Vector{};
       }
     }
-    for (int gate = 0; gate < kGates; ++gate) {
+    for (int gate : gates_in<gates>()) {
       const float* panel = weights + (gate * units + unit) * N * kLanes;
       add_products(sums, d_z[gate] + first * units + unit, units, panel, depth);
     }
@@ -213,13 +215,14 @@ struct Backward : WeightGradients {
   }
 
   // Rows of W and of dz are contiguous along the axis that is summed over.
+  template <unsigned gates>
   void multiply_in_place(const Product& product, int64_t panel, Share rows) const {
     constexpr int kColumns = 4;
     const int64_t end = std::min((panel + 1) * kPanel, product.outs);
     in_tiles<kColumns>(panel * kPanel, end, [&]<int C>(int64_t column) {
       in_tiles(rows.begin, rows.end, [&]<int R>(int64_t first) {
         Vector sums[R][C] = {};
-        for (int gate = 0; gate < kGates; ++gate) {
+        for (int gate : gates_in<gates>()) {
           const float* d_gate = d_z[gate] + (product.first_row + first) * units;
           const float* w = product.w[gate] + column * units;
           const auto add = [&](int64_t unit, int64_t count)

@@ -1,4 +1,4 @@
-// An LSTM layer over time.
+// A layer over time, of an LSTM or a GRU.
 //
 // The weights are packed once per call (those of x, if units are shared out, once per
 // some 256 rows): kLanes units of all four gates side by side, so that one tile of the
@@ -8,8 +8,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 
+#include "cells.h"
 #include "layer.h"
 #include "phases.h"
 #include "vectors.h"
@@ -17,6 +20,7 @@
 
 namespace flax_lstm {
 
+template <typename Cell>
 struct Forward : Layer {
   const float* x;          // (T, B, I)
   Gates w_x, w_h, bias;    // (I, H), (H, H), (H,)
@@ -28,7 +32,7 @@ struct Forward : Layer {
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t blocks = divided_up(units, kLanes);
     const int64_t state_size = valid != nullptr ? batch * units : 0;
-    const Scratch weights_h(blocks * units * kPanel);
+    const Scratch weights_h(blocks * h_panel_size());
     const Scratch weights_x((by_units ? threads : blocks) * x_panel_size());
     const Scratch states(2 * state_size);
     packed_h_ = weights_h.get();
@@ -37,7 +41,7 @@ struct Forward : Layer {
     h_[1] = h_[0] + state_size;
 
     const auto pack_all = [&](int64_t, int64_t block) {
-      pack(w_h, units, block, packed_h_ + block * units * kPanel);
+      pack<Cell::kOfH>(w_h, units, block, packed_h_ + block * h_panel_size());
       if (!by_units) pack_x(block, packed_x_ + block * x_panel_size());
     };
     in_phases(pool, threads, 1, blocks, pack_all);
@@ -78,7 +82,10 @@ struct Forward : Layer {
  private:
   static constexpr int64_t kRowsAhead = 256;
 
-  // A panel of a block's weights: (H, kPanel), and (1 + I, kPanel) with the bias first.
+  static constexpr int64_t kXPanel = std::popcount(Cell::kOfX) * kLanes;
+  static constexpr int64_t kHPanel = std::popcount(Cell::kOfH) * kLanes;
+
+  // A panel of a block's weights: (H, kHPanel), and the bias (kPanel,) with (I, kXPanel).
   // Where units are shared out, each thread has room for one of the latter.
   float *packed_h_, *packed_x_;
   // If units are shared out: x·W_x + b of the steps `ahead_`, in the order of time,
@@ -89,21 +96,41 @@ struct Forward : Layer {
   // With lengths: h before and after a step, since the outputs of padding are zero.
   float* h_[2];
 
-  int64_t x_panel_size() const { return (1 + inputs) * kPanel; }
+  int64_t x_panel_size() const { return kPanel + inputs * kXPanel; }
+  int64_t h_panel_size() const { return units * kHPanel; }
 
-  // Packs some rows of the gates' weights, for a block of kLanes units.
+  // Packs some rows of the weights of `gates`, for a block of kLanes units.
+  template <unsigned gates>
   float* pack(const Gates& from, int64_t rows, int64_t block, float* to) const {
     const int64_t unit = block * kLanes, count = units - unit;
     for (int64_t k = 0; k < rows; ++k) {
-      for (int gate = 0; gate < kGates; ++gate, to += kLanes) {
+      for (int gate : gates_in<gates>()) {
         store(to, load(from[gate] + k * units + unit, count));
+        to += kLanes;
       }
     }
     return to;
   }
 
   void pack_x(int64_t block, float* to) const {
-    pack(w_x, inputs, block, pack(bias, 1, block, to));
+    to = pack<kAllGates>(bias, 1, block, to);
+    pack<Cell::kOfX>(w_x, inputs, block, to);
+  }
+
+  // Adds to the sums of `gates` only.
+  template <unsigned gates, int R>
+  static FLAX_LSTM_INLINE void add_products_of(Vector (&z)[R][kGates], const float* rows,
+                                               int64_t stride, const float* panel,
+                                               int64_t count) {
+    constexpr auto each = gates_in<gates>();
+    Vector sums[R][each.size()];
+    for (int r = 0; r < R; ++r) {
+      for (std::size_t n = 0; n < each.size(); ++n) sums[r][n] = z[r][each[n]];
+    }
+    add_products(sums, rows, stride, panel, count);
+    for (int r = 0; r < R; ++r) {
+      for (std::size_t n = 0; n < each.size(); ++n) z[r][each[n]] = sums[r][n];
+    }
   }
 
   int64_t rows_ahead() const { return (ahead_.end - ahead_.begin) * batch; }
@@ -119,7 +146,7 @@ struct Forward : Layer {
     in_tiles(0, rows_ahead(), [&]<int R>(int64_t first) {
       Vector z[R][kGates];
       for (int r = 0; r < R; ++r) load_gates(z[r], panel);
-      add_products(z, from + first * inputs, inputs, panel + kPanel, inputs);
+      add_products_of<Cell::kOfX>(z, from + first * inputs, inputs, panel + kPanel, inputs);
       for (int r = 0; r < R; ++r) {
         float* row = to + (first + r) * kPanel;
         for (int gate = 0; gate < kGates; ++gate) store(row + gate * kLanes, z[r][gate]);
@@ -154,18 +181,16 @@ struct Forward : Layer {
     } else {
       const float* panel = packed_x_ + block * x_panel_size();
       for (int r = 0; r < R; ++r) load_gates(z[r], panel);
-      add_products(z, x + step_row * inputs, inputs, panel + kPanel, inputs);
+      add_products_of<Cell::kOfX>(z, x + step_row * inputs, inputs, panel + kPanel, inputs);
     }
-    add_products(z, h_rows, units, packed_h_ + block * units * kPanel, units);
+    const float* panel_h = packed_h_ + block * h_panel_size();
+    add_products_of<Cell::kOfH>(z, h_rows, units, panel_h, units);
 
     for (int r = 0; r < R; ++r) {
       const int64_t in_state = (first + r) * units + unit;
       const int64_t in_steps = t * batch * units + in_state;
-      const Vector i = sigmoid(z[r][0]), f = sigmoid(z[r][1]);
-      const Vector g = tanh(z[r][2]), o = sigmoid(z[r][3]);
       const Vector c = load((s == 0 ? c_0 : c_n) + in_state, count);
-      const Vector new_c = f * c + rounded(i * g);
-      const Vector new_h = o * tanh(new_c);
+      const auto [gates, new_c, new_h] = Cell::step(z[r], c);
       const bool is_valid = counts(t, first + r);
       const Vector h_after = is_valid ? new_h : load(h_rows + r * units + unit, count);
       store(c_n + in_state, is_valid ? new_c : c, count);
@@ -173,8 +198,8 @@ struct Forward : Layer {
       if (valid != nullptr) store(h_[(s + 1) % 2] + in_state, h_after, count);
       if (s == steps - 1) store(h_n + in_state, h_after, count);
       if constexpr (keeps) {
-        const Vector all[kKept] = {i, f, g, o, c};
-        for (int n = 0; n < kKept; ++n) store(kept[n] + in_steps, all[n], count);
+        for (int n = 0; n < kGates; ++n) store(kept[n] + in_steps, gates[n], count);
+        store(kept[kC] + in_steps, c, count);
       }
     }
   }

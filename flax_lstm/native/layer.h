@@ -1,7 +1,7 @@
 // What the forward and the backward loops of a layer have in common.
 //
-// Axes: T time, B batch, I inputs, H units, four gates in the order i, f, g, o. All
-// arrays are dense, the last axis contiguous.
+// Axes: T time, B batch, I inputs, H units, four gates: an LSTM's in the order i, f, g, o;
+// for a GRU's see cells.h. All arrays are dense, the last axis contiguous.
 
 #pragma once
 
@@ -15,6 +15,7 @@
 namespace flax_lstm {
 
 constexpr int kGates = 4;
+constexpr unsigned kAllGates = (1 << kGates) - 1;  // A set of them, a bit each.
 // Columns of a product that are summed at once, for kRows rows.
 constexpr int64_t kPanel = kGates * kLanes;
 
@@ -22,8 +23,9 @@ constexpr int64_t kPanel = kGates * kLanes;
 using Gates = const float* [kGates];
 using GateGradients = float* [kGates];
 
-// What the derivative needs of every step; (T, B, H) each.
-enum Kept { kI, kF, kG, kO, kC, kKept };  // c is that which the step started from.
+// What the derivative needs of every step, (T, B, H) each: what the gates became, and the c
+// that the step started from.
+enum Kept { kC = kGates, kKept };
 
 inline int64_t divided_up(int64_t count, int64_t size) {
   return (count + size - 1) / size;

@@ -87,7 +87,7 @@ class Library:
         try:
             self.register()
         except ValueError as error:
-            _warn_once(f"{error}; until then 'fused' is used")
+            _warn_once(f"{error}; until then 'auto' does without them")
             return False
         return True
 
@@ -156,7 +156,7 @@ class Library:
                 f"implementation: expected one that can run here, got "
                 f"{self.implementation}, whose loops are not compiled for this machine "
                 f"and this JAX ({self.path()}); run `{self.command}`, which needs "
-                f"{self.compiler.needs}, or use 'fused'"
+                f"{self.compiler.needs}, or use 'auto'"
             ) from error
         except OSError as error:
             raise ValueError(
@@ -194,7 +194,7 @@ class Library:
                 f"implementation: expected {self.implementation} to find the loops "
                 f"compiled for this machine, JAX and flax_lstm ({missing}), got only "
                 f"others, {others[0]}; run `{self.command}` again, or with --remove; "
-                f"until then 'fused' is used"
+                f"until then 'auto' does without them"
             )
 
     def _all_in(self, folder: pathlib.Path, suffix: str = ".so") -> list[pathlib.Path]:
@@ -227,6 +227,9 @@ CPU = Library(
         "flax_lstm_forward": "FlaxLstmForward",
         "flax_lstm_forward_keeping": "FlaxLstmForwardKeeping",
         "flax_lstm_backward": "FlaxLstmBackward",
+        "flax_gru_forward": "FlaxGruForward",
+        "flax_gru_forward_keeping": "FlaxGruForwardKeeping",
+        "flax_gru_backward": "FlaxGruBackward",
     },
     made_for=machine.processor,
     command="python -m flax_lstm.native",

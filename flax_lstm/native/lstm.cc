@@ -37,15 +37,15 @@ ffi::Error result_of(const Run& run) {
     run();
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "flax_lstm: not enough memory for an LSTM layer's weights");
+                      "flax_lstm: not enough memory for a layer's weights");
   }
   return ffi::Error::Success();
 }
 
-template <bool keeps>
+template <typename Cell, bool keeps>
 ffi::Error forward(ffi::ThreadPool pool, bool reverse, int64_t threads,
                    ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  flax_lstm::Forward loop;
+  flax_lstm::Forward<Cell> loop;
   Next next(arguments, results);
   read_x(next, loop, loop.x);
   next.read(loop.w_x);
@@ -60,12 +60,13 @@ ffi::Error forward(ffi::ThreadPool pool, bool reverse, int64_t threads,
   if constexpr (keeps) next.write(loop.kept);
   loop.reverse = reverse;
   loop.share_out(threads);
-  return result_of([&] { loop.run<keeps>(pool); });
+  return result_of([&] { loop.template run<keeps>(pool); });
 }
 
+template <typename Cell>
 ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t threads,
                     ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  flax_lstm::Backward loop;
+  flax_lstm::Backward<Cell> loop;
   Next next(arguments, results);
   read_x(next, loop, loop.x);
   next.read(loop.w_x);
@@ -103,27 +104,28 @@ ffi::Error backward(ffi::ThreadPool pool, bool reverse, bool needs_x, int64_t th
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(FlaxLstmForward, forward<false>,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<bool>("reverse")
-                                  .Attr<int64_t>("threads")
-                                  .RemainingArgs()
-                                  .RemainingRets());
+#define FLAX_LSTM_FORWARD(Symbol, Cell, keeps)                               \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Symbol, (forward<flax_lstm::Cell, keeps>),   \
+                                ffi::Ffi::Bind()                             \
+                                    .Ctx<ffi::ThreadPool>()                  \
+                                    .Attr<bool>("reverse")                   \
+                                    .Attr<int64_t>("threads")                \
+                                    .RemainingArgs()                         \
+                                    .RemainingRets())
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(FlaxLstmForwardKeeping, forward<true>,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<bool>("reverse")
-                                  .Attr<int64_t>("threads")
-                                  .RemainingArgs()
-                                  .RemainingRets());
+#define FLAX_LSTM_BACKWARD(Symbol, Cell)                                     \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Symbol, backward<flax_lstm::Cell>,           \
+                                ffi::Ffi::Bind()                             \
+                                    .Ctx<ffi::ThreadPool>()                  \
+                                    .Attr<bool>("reverse")                   \
+                                    .Attr<bool>("needs_x")                   \
+                                    .Attr<int64_t>("threads")                \
+                                    .RemainingArgs()                         \
+                                    .RemainingRets())
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(FlaxLstmBackward, backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<bool>("reverse")
-                                  .Attr<bool>("needs_x")
-                                  .Attr<int64_t>("threads")
-                                  .RemainingArgs()
-                                  .RemainingRets());
+FLAX_LSTM_FORWARD(FlaxLstmForward, Lstm, false);
+FLAX_LSTM_FORWARD(FlaxLstmForwardKeeping, Lstm, true);
+FLAX_LSTM_BACKWARD(FlaxLstmBackward, Lstm);
+FLAX_LSTM_FORWARD(FlaxGruForward, Gru, false);
+FLAX_LSTM_FORWARD(FlaxGruForwardKeeping, Gru, true);
+FLAX_LSTM_BACKWARD(FlaxGruBackward, Gru);

@@ -1,5 +1,5 @@
-// Vectors of float32 as wide as this processor's registers, and what an LSTM needs of
-// them. Written with GCC's vector types, which Clang has too: the compiler picks the
+// Vectors of float32 as wide as this processor's registers, and what the cells need
+// of them. Written with GCC's vector types, which Clang has too: the compiler picks the
 // instructions.
 
 #pragma once

@@ -1,4 +1,4 @@
-// The gradients of an LSTM layer's weights: one product over all steps, after the backward
+// The gradients of a layer's weights: one product over all steps, after the backward
 // loop.
 
 #pragma once
@@ -19,6 +19,7 @@ struct WeightGradients : Layer {
   const float *h_0, *y;             // (B, H), (T, B, H)
   float* d_z[kGates];               // (T, B, H); before the loop, the gates themselves.
   GateGradients d_w_x, d_w_h, d_b;  // (I, H), (H, H), (H,)
+  unsigned of_x, of_h;  // The gates that are products of x and of h, a bit each.
   float* scratch;  // (scratch_size(),): [x, h, 1] in chunks of rows, tiles of columns.
 
   int64_t scratch_size() const { return chunks() * chunk_size(); }
@@ -103,6 +104,7 @@ struct WeightGradients : Layer {
       const float* chunk = scratch + start / chunk_rows() * chunk_size();
       for (int64_t tile = 0; tile < tiles(); ++tile) {
         for (int64_t panel = 0; panel < panels; ++panel) {
+          if (!is_needed(first_panel + panel, tile)) continue;
           add_outer_products(sums + panel * sums_size + tile * kRows * kPanel,
                              chunk + tile * chunk_rows() * kRows,
                              columns + panel * z_size, depth);
@@ -121,6 +123,16 @@ struct WeightGradients : Layer {
         }
       }
     }
+  }
+
+  // Whether any of a panel's columns is of a gate that one of a tile's rows is read for.
+  bool is_needed(int64_t panel, int64_t tile) const {
+    const int64_t row = tile * kRows, end = std::min(row + kRows, ins());
+    if (of_x == of_h || end == ins()) return true;  // The last row is the biases'.
+    const unsigned gates = (row < inputs ? of_x : 0u) | (end > inputs ? of_h : 0u);
+    bool any = false;
+    in_pieces(panel, [&](int64_t gate, int64_t, int64_t) { any |= gates >> gate & 1; });
+    return any;
   }
 
   // Calls piece(gate, unit, count) for the ranges of units that a panel's columns cover.

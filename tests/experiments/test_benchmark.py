@@ -137,20 +137,21 @@ def test_contenders_train_the_same_model_for_as_many_steps(cell, gates):
     jax.default_backend() != "cpu" or jax.device_count() < 4,
     reason="needs four CPU devices",
 )
-def test_a_gru_has_the_devices_of_its_experiment(monkeypatch):
-    """Which are one for each core, whether an LSTM's loops are compiled or not."""
-    ours, gru = Ours("auto", all_devices=True), NOTES._replace(cell="gru")
+def test_an_rnn_has_the_devices_of_its_experiment(monkeypatch):
+    """One for each core, whether the other cells' loops are compiled or not."""
+    ours, rnn = Ours("auto", all_devices=True), NOTES._replace(cell="rnn")
     monkeypatch.setattr(ours_module, "has_native_loops", lambda: True)
     assert ours._mesh(NOTES).size == 1
-    assert ours._mesh(gru).size == 4  # Each has 25 rows.
+    assert ours._mesh(NOTES._replace(cell="gru")).size == 1
+    assert ours._mesh(rnn).size == 4  # Each has 25 rows.
     claimed = []
     monkeypatch.setattr(
         contenders, "claim_cores", lambda count=None, cell="lstm": claimed.append(cell)
     )
     monkeypatch.setattr(ours, "training", lambda sizes: sizes)
     alone = contenders.Alone(ours, claim=contenders.claim_cores)
-    assert alone.work("training", gru) == gru
-    assert claimed == ["gru"]
+    assert alone.work("training", rnn) == rnn
+    assert claimed == ["rnn"]
 
 
 @pytest.mark.parametrize("make", CONTENDERS.values(), ids=CONTENDERS)

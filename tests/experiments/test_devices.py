@@ -106,9 +106,9 @@ def test_each_core_becomes_a_device():
 
 def test_native_loops_which_use_all_cores_get_one_device(native):
     compiled = {"FLAX_LSTM_CACHE_DIR": compiled_loops.directory()}
-    assert number_from(CLAIM + COUNT, **compiled) == 1
-    claim = CLAIM.replace("claim_cores()", "claim_cores(cell='gru')")
-    assert number_from(claim + COUNT, **compiled) == usable_cores()
+    for cell, count in {"lstm": 1, "gru": 1, "rnn": usable_cores()}.items():
+        claim = CLAIM.replace("claim_cores()", f"claim_cores(cell={cell!r})")
+        assert number_from(claim + COUNT, **compiled) == count
     claim = CLAIM.replace("claim_cores()", "claim_cores(2)")
     assert number_from(claim + COUNT, **compiled) == 2
 

@@ -21,17 +21,21 @@ def run(environment, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_run_continues_bit_for_bit_and_predicts_without_the_loops(
-    environment, tmp_path
+    cell, environment, tmp_path
 ):
     whole, parts, fused = (tmp_path / name for name in ("whole", "parts", "fused"))
-    flags = ("--dropout=0.1", "--seed=1")
-    run(environment, *training(whole, "--num_epochs=4", *flags))
+    flags = ("--dropout=0.1", "--seed=1", f"--cell={cell}")
+    said = run(environment, *training(whole, "--num_epochs=4", *flags))
+    assert "\nLoops: native\n" in said
     for epochs in (2, 4):
         run(environment, *training(parts, f"--num_epochs={epochs}", *flags))
     assert_same_run(parts, whole)
 
-    run(os.environ, *training(fused, "--num_epochs=4", *flags))
+    said = run(os.environ, *training(fused, "--num_epochs=4", *flags))
+    others = "fused" if cell == "lstm" else "scan"
+    assert f"\nLoops: {others}; `python -m flax_lstm.native` compiles faster" in said
     # Another order of sums, which shows that the loops were there.
     assert [row["train_loss"] for row in rows_of(whole)] != [
         row["train_loss"] for row in rows_of(fused)
