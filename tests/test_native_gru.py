@@ -52,8 +52,16 @@ def test_results_and_gradients_of_any_size(sizes, threads, native, monkeypatch):
     assert_close(got, value_and_gradients(scan)(*arguments))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "lengths"),
+    [
+        (False, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((True, True), (True, False), (False, False))
+        ),
+    ],
+)
 def test_every_kind_of_derivative_works(bias, lengths, native):
     options = {"kind": StackedGRU, "lengths": lengths, "bias": bias}
     options |= {"bidirectional": True}

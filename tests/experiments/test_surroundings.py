@@ -102,7 +102,7 @@ def test_without_a_home_directory_none_is_made_up(tmp_path):
     assert not (tmp_path / "~").exists()
 
 
-def test_another_kind_of_keys_by_default_is_not_the_runs(trained, tmp_path):
+def test_another_kind_of_keys_by_default_is_not_the_runs():
     """A workdir says what a run is; the environment of a day does not."""
     model = RNNClassifier(10, 8, 4)
     with jax.default_prng_impl("rbg"):
@@ -111,6 +111,9 @@ def test_another_kind_of_keys_by_default_is_not_the_runs(trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
     assert state.dropout_key == expected.dropout_key
 
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_kind_of_keys(trained, tmp_path):
     flags = ("--num_epochs=21", "--dropout=0.1")
     plain = shutil.copytree(trained[0], tmp_path / "plain")
     train(plain, *flags)
