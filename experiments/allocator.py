@@ -20,6 +20,10 @@ one arena for all threads, with its lock, costs more than it gains.
 """
 
 
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Of a step of each cell; a gate is a product of the inputs and one of the state."""
+
+
 def step_bytes(batch: int, steps: int, units: int, layers: int) -> int:
     """About how many bytes an LSTM's training step holds at once.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.allocator import step_bytes
+from experiments.allocator import GATES, step_bytes
 from experiments.data.dataset import Dataset
 from experiments.model_input import ModelInput
 from experiments.recipes import RECIPES, Recipe
@@ -11,7 +11,6 @@ from flax_lstm import CLASSIFIERS, SequenceClassifier
 
 # MNIST's; needed before the dataset is loaded.
 _IMAGE_SHAPE = (28, 28)
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _FROM_RECIPE = ("batch_size", "learning_rate", "dropout")
 
 
@@ -96,7 +95,7 @@ class HyperParameters:
             layers * (size + self.hidden_size)
             for layers, size in zip((1, self.num_layers - 1), read, strict=True)
         )
-        weights = directions * _GATES[self.cell] * self.hidden_size * per_unit
+        weights = directions * GATES[self.cell] * self.hidden_size * per_unit
         return 4 * 4 * weights
 
     @property

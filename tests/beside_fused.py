@@ -13,6 +13,26 @@ from flax_lstm import StackedGRU, StackedLSTM
 TOLERANCE = 1e-5
 
 
+# Sizes at and beside those of a register, a tile of rows, a panel of columns, a chunk
+# of rows, the depth of a panel; and enough weights for units to be shared out.
+SIZES = {
+    "one": (1, 1, 1, 1),
+    "below_a_register": (3, 2, 3, 5),
+    "a_register": (2, 6, 16, 16),
+    "beside_a_panel": (3, 7, 65, 63),
+    "no_multiple": (4, 13, 17, 33),
+    "beside_a_chunk": (3, 43, 5, 17),
+    "many_rows": (2, 200, 4, 20),
+    "beyond_a_depth": (2, 7, 9, 150),
+    "large_weights_of_many_steps_in_place": (20, 5, 70, 190),
+    "shared_units": (3, 9, 70, 192),
+    "shared_units_of_one_row": (4, 1, 8, 200),
+    "large_weights_in_place": (3, 5, 70, 190),
+    "shared_units_of_fewer_rows": (20, 5, 28, 128),
+    "weights_in_place": (4, 3, 28, 128),
+    "more_steps_than_are_multiplied_ahead": (40, 9, 70, 192),
+}
+
 BESIDE = {StackedLSTM: "fused", StackedGRU: "scan"}
 
 
@@ -67,3 +87,42 @@ def assert_close(got, expected):
 
 def value_and_gradients(loss):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+def derivatives(loss, variables, x, hx):
+    """By every way that JAX has to them, of the input as well: as of a layer below."""
+    given = variables, x
+
+    def of(given):
+        return loss(*given, hx)[0]
+
+    ones = jax.tree.map(jnp.ones_like, given)
+
+    def along(f):
+        return jax.jvp(f, (given,), (ones,))[1]
+
+    def summed_gradient(given):
+        return sum(map(jnp.sum, jax.tree.leaves(jax.grad(of)(given))))
+
+    def of_row(x, hx):
+        hx = jax.tree.map(lambda state: state[:, None], hx)
+        return jax.grad(lambda v: loss(v, x[:, None], hx)[0])(variables)
+
+    return {
+        "forward": along(of),
+        "forward_over_reverse": along(jax.grad(of)),
+        "reverse_over_reverse": jax.grad(summed_gradient)(given),
+        "reverse_over_forward": jax.grad(lambda g: jax.jvp(of, (g,), (ones,))[1])(
+            given
+        ),
+        "of_every_row": jax.vmap(of_row, in_axes=1)(x, hx),
+        "of_an_ensemble": jax.grad(lambda g: jax.vmap(of)(g).sum())(
+            jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), given)
+        ),
+        "of_a_gradient_by_its_cotangent": jax.grad(
+            lambda scale: sum(
+                map(jnp.sum, jax.tree.leaves(jax.vjp(of, given)[1](scale)))
+            )
+        )(1.0),
+        "checkpointed": jax.grad(jax.checkpoint(of))(given),
+    }

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from beside_fused import (
+    SIZES,
     assert_close,
+    derivatives,
     mesh_of_cpus,
     setting,
     slow_but,
     value_and_gradients,
 )
 from jax.sharding import NamedSharding, PartitionSpec as Spec
-from test_native import SIZES, derivatives
 
 from flax_lstm import (
     GRUClassifier,

@@ -4,11 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.allocator import step_bytes
+from experiments.allocator import GATES, step_bytes
 
 CLASSES = 10
-# Of a step, each a product of the inputs and one of the state.
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 class Sizes(NamedTuple):
@@ -32,7 +30,7 @@ class Sizes(NamedTuple):
         For a step if `kind` is "training", or a batch if it is "inference". Whatever
         else the stack computes is not counted.
         """
-        rows = 2 * self.batch * self.steps * _GATES[self.cell] * self.hidden
+        rows = 2 * self.batch * self.steps * GATES[self.cell] * self.hidden
         of_inputs = rows * self.inputs
         forward = of_inputs + rows * self.hidden * (2 * self.layers - 1)
         # Backward it is twice that, less the inputs' gradient, which is not computed.
